@@ -1,0 +1,216 @@
+"""A timm network without its head, that turns uint8 pictures into one row of features each.
+
+What "pooled features" are:
+
+* A network with feature maps (every CNN, and transformers that keep a grid, such as Swin): the
+  mean and the standard deviation over the positions of each stage's output, then the pooled
+  last layer that the network's own classifier sees. "Later stages" are those nearest the head.
+* A network of blocks on tokens (ViT, DeiT, EVA, DINOv2): the class token, where there is one,
+  and the mean of the patch tokens of each of the last four blocks, then the pooled last layer.
+  "Later stages" are the last blocks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polytag import weights as weight_files
+from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig
+from polytag.errors import ModelError, RecipeError, did_you_mean
+from polytag.preprocess import PreprocessSpec
+
+log = logging.getLogger("polytag")
+_keep_alive: list[object] = []  # torch forgets operators whose Library is collected
+_TOKEN_BLOCKS = 4  # as in DINOv2's linear evaluation (Oquab et al. 2023, arXiv 2304.07193)
+
+
+def import_timm() -> ModuleType:
+    """Import timm, also where torchvision's compiled operators do not load.
+
+    timm imports torchvision. A CPU build of torch beside the index's torchvision lacks the
+    operator ``torchvision::nms``, on which torchvision's import stumbles though nobody calls it:
+    declaring the two operators' schemas lets the import go through.
+    """
+    try:
+        import torchvision  # noqa: F401 - to see whether it can be imported
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _keep_alive.append(library)
+    import timm
+
+    return timm
+
+
+class Backbone(nn.Module):
+    """uint8 pictures in, features out; normalisation included.
+
+    Attributes:
+        name: The timm name.
+        spec: How a picture becomes the square that ``forward`` takes.
+        licence: Licence of the weights as far as it is known, else ``"unknown"``.
+        width: D, the number of features.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        spec: PreprocessSpec,
+        mean_std: tuple[tuple[float, ...], tuple[float, ...]],
+        taps: dict[str, Any] | None,
+        licence: str = "unknown",
+    ) -> None:
+        super().__init__()
+        self.network, self.name, self.spec, self.licence = network, name, spec, licence
+        self.taps = taps
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in mean_std)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        with torch.no_grad():
+            blank = torch.zeros(1, spec.size, spec.size, 3, dtype=torch.uint8)
+            self.width = int(self.eval()(blank).shape[1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features float32 (B, D) of ``images`` uint8 (B, S, S, 3)."""
+        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        network: Any = self.network
+        if self.taps is None:
+            return _flat(network.forward_head(network.forward_features(x), pre_logits=True))
+        last, stages = network.forward_intermediates(x, **self.taps)
+        pooled: list[Tensor] = []
+        for stage in stages:
+            if isinstance(stage, tuple):  # a map of patches and the prefix tokens
+                patches, prefix = stage
+                pooled += [prefix[:, 0], patches.mean((2, 3))]
+            else:
+                pooled += [stage.mean((2, 3)), stage.std((2, 3), correction=0)]
+        pooled += [_flat(network.forward_head(last, pre_logits=True))]
+        return torch.cat(pooled, dim=1)
+
+    def fingerprint(self) -> str:
+        """Return a sha256 of everything that decides the features, the picture aside."""
+        return weight_files.state_hash(self)
+
+
+def load_backbone(
+    backbone: BackboneConfig, preprocess: PreprocessConfig, features: FeaturesConfig, seed: int = 42
+) -> Backbone:
+    """Build a backbone with its weights, in evaluation mode on the CPU.
+
+    Args:
+        backbone: Name and source of the weights.
+        preprocess: Size and resizing; ``auto`` is filled from what the weights were trained with.
+        features: Which layers are pooled.
+        seed: For ``weights = none``.
+
+    Raises:
+        RecipeError: timm knows no such model.
+        ModelError: The weights cannot be had or do not fit.
+
+    Example:
+        >>> tiny = BackboneConfig(name="test_resnet", weights="none")
+        >>> network = load_backbone(tiny, PreprocessConfig(size=32), FeaturesConfig())
+        >>> network(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape == (2, network.width)
+        True
+    """
+    timm = import_timm()
+    name = backbone.name
+    if not timm.is_model(name):
+        fix = did_you_mean(name.partition(".")[0], timm.list_models())
+        if fix.startswith("known"):
+            fix = "python -c 'import timm; print(timm.list_models())' lists them"
+        raise RecipeError("timm has no such model", where="backbone.name", got=repr(name), fix=fix)
+    if backbone.weights == "embedded":
+        weight_files.embedded_file(name)  # fails before anything is built
+    network = _create(timm, name, backbone.weights, preprocess.size, seed)
+    cfg = network.pretrained_cfg
+    if backbone.weights not in ("hub", "none"):
+        heads = cfg.get("classifier") or ()
+        heads = (heads,) if isinstance(heads, str) else tuple(heads)
+        weight_files.load_weights(network, name, backbone.weights, heads)
+    spec = PreprocessSpec(
+        size=cfg["input_size"][1] if preprocess.size == "auto" else preprocess.size,
+        resize=preprocess.resize,
+        interpolation=_interpolation(cfg, preprocess),
+        crop_fraction=cfg.get("crop_pct", 0.875)
+        if preprocess.crop_fraction == "auto"
+        else preprocess.crop_fraction,
+    )
+    embedded = backbone.weights == "embedded"
+    licence = str(cfg.get("license") or "unknown") if backbone.weights == "hub" else "unknown"
+    return Backbone(
+        network,
+        name,
+        spec,
+        weight_files.EMBEDDED_MEAN_STD if embedded else (tuple(cfg["mean"]), tuple(cfg["std"])),
+        find_taps(network) if features.layers == "all" else None,
+        "Apache-2.0" if embedded else licence,
+    ).eval()
+
+
+def find_taps(network: nn.Module) -> dict[str, Any] | None:
+    """Return arguments for timm's ``forward_intermediates``; None where a model has none."""
+    offer = getattr(network, "forward_intermediates", None)
+    if offer is None:
+        log.warning("this backbone shows no inner layers: only its last layer is used")
+        return None
+    arguments = inspect.signature(offer).parameters
+    if "return_prefix_tokens" in arguments:
+        return {"indices": _TOKEN_BLOCKS, "norm": True, "return_prefix_tokens": True}
+    if "extra_blocks" in arguments:
+        # EfficientNet's kin list five of their seven stages unless asked; 0 is the stem.
+        stages: Any = network.blocks
+        return {"indices": list(range(1, len(stages) + 1)), "extra_blocks": True}
+    return {}
+
+
+def _create(timm: ModuleType, name: str, weights: str, size: int | str, seed: int) -> Any:
+    options: dict[str, Any] = {"num_classes": 0}
+
+    def create() -> Any:
+        with torch.random.fork_rng():  # random weights must neither use nor move the caller's state
+            torch.manual_seed(seed)
+            return timm.create_model(name, pretrained=weights == "hub", **options)
+
+    def attempt() -> Any:
+        return weight_files.download(create, name) if weights == "hub" else create()
+
+    if size == "auto":
+        return attempt()
+    if not timm.get_pretrained_cfg(name).fixed_input_size:
+        return attempt()
+    options["img_size"] = size  # a network with a position for each patch is built for a size
+    try:
+        return attempt()
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ModelError(
+            "this backbone cannot take this size",
+            where=name,
+            got=f"preprocess.size = {size} ({error})",
+            fix='set preprocess.size = "auto"',
+        ) from None
+
+
+def _interpolation(cfg: dict[str, Any], preprocess: PreprocessConfig) -> Any:
+    if preprocess.interpolation != "auto":
+        return preprocess.interpolation
+    trained = cfg.get("interpolation", "bicubic")
+    return trained if trained in ("bilinear", "bicubic", "lanczos") else "bicubic"
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return (B, D) from what a head gives before its classifier; some leave 1 x 1 maps."""
+    return x.flatten(1) if x.ndim == 4 else x

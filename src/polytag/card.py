@@ -1,0 +1,78 @@
+"""The model card: a run's README.md."""
+
+from __future__ import annotations
+
+import math
+
+from polytag.config import Recipe
+from polytag.metrics import Evaluation, Value
+from polytag.modelfile import ModelInfo
+from polytag.summary import headline
+
+
+def model_card(info: ModelInfo, evaluation: Evaluation, recipe: Recipe, rows: int) -> str:
+    """Return the card in Markdown: what it answers, how well, made from what, how to use it.
+
+    Args:
+        info: What goes into the model file.
+        evaluation: Out-of-fold metrics.
+        recipe: As resolved.
+        rows: Pictures trained on.
+    """
+    lines = [
+        f"# {recipe.title}" if recipe.title != type(recipe)().title else "# Attribute classifier",
+        "",
+        f"Says of a picture which of {len(info.attributes)} attributes are present. "
+        f"Trained by polytag on {rows} pictures.",
+        "",
+        f"**{headline(evaluation)}**, on pictures that the judging models had not seen "
+        f"({recipe.split.folds} folds; identical pictures stay on one side). In brackets: what a "
+        "guess scores that never saw a picture.",
+        "",
+        "| attribute | present | absent | not known | AP | AUC | F1 | accuracy | threshold |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for a in evaluation.attributes:
+        name = a.name.replace("|", "\\|")
+        numbers = " | ".join(_cell(value) for value in (a.ap, a.auc, a.f1, a.accuracy))
+        threshold = f"{a.threshold:g}" if a.name in info.attributes else "-"
+        lines.append(f"| {name} | {a.present} | {a.absent} | {a.na} | {numbers} | {threshold} |")
+    if info.left_out:
+        lines += ["", "Not trained, and never answered:", ""]
+        lines += [f"- {name}: {reason}" for name, reason in info.left_out.items()]
+    lines += [
+        "",
+        "## How it was made",
+        "",
+        f"- Method: {recipe.method}; backbone `{recipe.backbone.name}`, weights "
+        f"`{recipe.backbone.weights}` (licence: {info.weights_licence}).",
+        f"- Pictures: {info.preprocess.resize} to {info.preprocess.size} x "
+        f"{info.preprocess.size}, {info.preprocess.interpolation}.",
+        "- Cells that are not known were left out of training and of every number above.",
+        "- `config.toml` repeats this run: `polytag train LABELS --images DIR --recipe config.toml`.",
+        "",
+        "## Use",
+        "",
+        "```",
+        "polytag predict . photo.jpg",
+        "```",
+        "",
+        "Or without polytag: `model.onnx` takes `images` uint8 (B, "
+        f"{info.preprocess.size}, {info.preprocess.size}, 3) RGB and gives `probabilities` "
+        "float32 (B, K) in the order of the table above, less what was not trained.",
+        "",
+        "## Limits",
+        "",
+        "The numbers hold for pictures like those it was trained on. Where a number stands close "
+        "to its guess, the model says little about that attribute. Probabilities are not "
+        "calibrated; thresholds are "
+        f"{recipe.threshold:g} for every attribute.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: Value) -> str:
+    if math.isnan(value.value):
+        return "-"
+    return f"{value.value:.3f} ({value.chance:.3f})"

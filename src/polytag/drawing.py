@@ -1,0 +1,442 @@
+"""A drawn data set: garments on backgrounds, with a label table that has holes.
+
+Every picture has random generators of its own, seeded with ``(seed, index)``: one decides what is
+true of it, another how it looks. A garment is drawn in garment units (shoulder to waist is 1; x runs
+sideways from its middle, y downwards), and a canvas puts these on pixels. So a few words (mark,
+ribbon, motif, rows) draw cloth, folds, people and rooms, whatever the turn, the size or the bend.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from polytag.errors import UserError
+
+# How often each attribute is true. All but the last can be seen in the picture.
+ATTRIBUTES = {
+    "coloured": 0.88,  # the cloth has a hue; otherwise it is black, grey or white
+    "pockets": 0.81,  # one pocket or two on the front
+    "patterned": 0.53,  # stripes, checks, dots, flowers ... all over the cloth
+    "belt": 0.08,  # a belt with a buckle around the waist
+    "washable": 0.5,  # a coin
+}
+NA_SHARE = 0.1
+MISSING, BROKEN = 3, 1  # rows whose file is not there, and whose file ends too early
+
+Rng = np.random.Generator
+Points = NDArray[np.float64]  # (n, 2), or (m, n, 2) for many shapes
+Colour = tuple[int, int, int]
+Range = tuple[float, float]
+
+
+class Cut(NamedTuple):
+    """How a kind of garment is cut: the ranges its lengths and half widths are drawn from."""
+
+    shares: Range  # of the pictures without a belt, of those with one
+    length: Range
+    waist: Range
+    hem: Range
+    shoulder: Range = (0, 0)  # 0: the garment begins at the waist
+    sleeve: Range = (0, 0)  # share of the arm
+    fronts: tuple[str, ...] = ("closed",)  # all but closed come with a collar
+    legs: bool = False
+
+
+COAT_FRONTS = ("buttons", "zip", "open")
+CUTS = (
+    Cut((0.17, 0), (1.25, 1.5), (0.4, 0.46), (0.4, 0.48), (0.44, 0.5), (0.25, 0.5)),  # t-shirt
+    Cut((0.08, 0), (1.15, 1.45), (0.34, 0.42), (0.36, 0.5), (0.36, 0.42)),  # top
+    Cut((0.13, 0), (1.25, 1.45), (0.4, 0.48), (0.38, 0.46), (0.46, 0.52), (0.85, 1)),  # jumper
+    Cut((0.16, 0.05), (1.35, 1.6), (0.38, 0.44), (0.4, 0.48), (0.44, 0.5), (0.85, 1), ("buttons",)),
+    Cut((0.13, 0.25), (1.7, 2.3), (0.4, 0.46), (0.46, 0.62), (0.46, 0.52), (0.9, 1), COAT_FRONTS),
+    Cut((0.14, 0.3), (1.7, 2.4), (0.28, 0.36), (0.42, 0.9), (0.36, 0.44), (0, 0.8)),  # dress
+    Cut((0.1, 0.15), (0.8, 1.5), (0.28, 0.34), (0.42, 0.9)),  # skirt
+    Cut((0.09, 0.25), (1, 2), (0.3, 0.36), (0.14, 0.22), legs=True),  # trousers
+)
+HUES = (0.0, 0.03, 0.07, 0.11, 0.15, 0.3, 0.4, 0.48, 0.55, 0.6, 0.65, 0.75, 0.85, 0.93)
+PETALS = {"dots": (0, 0.0), "flowers": (5, 0.35), "stars": (5, 0.6), "leaves": (2, 0.6)}
+BAG = [[-1, -1], [1, -1], [1, 0.8], [0.6, 1.2], [-0.6, 1.2], [-1, 0.8], [-1, -1]]
+FLAP = [[-1.1, -1], [1.1, -1], [1.1, -0.4], [0, -0.1], [-1.1, -0.4], [-1.1, -1]]
+BLOCKS = {"room": (3, 0.12, 0.45, 3), "street": (7, 0.3, 0.9, 7)}  # count, sizes, panes below
+
+
+@dataclass(frozen=True)
+class DrawnDataset:
+    """Where a drawn data set lies and what is in it."""
+
+    labels: Path  # the table: image, then one column an attribute; cells 1, 0 or NA
+    images: Path  # the folder of pictures
+    attributes: tuple[str, ...]  # in the table's order
+    chance: tuple[str, ...]  # those of them that no picture shows
+    missing: tuple[str, ...]  # images named in the table that have no file
+    broken: tuple[str, ...]  # images whose file is truncated
+
+
+def draw_dataset(folder: Path, *, count: int = 975, seed: int = 42) -> DrawnDataset:
+    """Draw garment pictures and their label table.
+
+    The same seed gives the same bytes; a smaller count gives the first of the same pictures.
+
+    Args:
+        folder: Does not exist yet, or is empty.
+        count: Rows of the table, at least 5: three get no file and one a truncated file.
+        seed: Any integer from 0.
+
+    Raises:
+        UserError: The folder holds something already; count or seed is too small.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     drawn = draw_dataset(Path(folder), count=6)
+        ...     len(list(drawn.images.iterdir())), drawn.labels.read_text().splitlines()[0]
+        (3, 'image,coloured,pockets,patterned,belt,washable')
+    """
+    folder, lost = Path(folder), MISSING + BROKEN
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        what = "the pictures need an empty folder, and something is already here"
+        fix = "name a folder that does not exist, or empty this one"
+        raise UserError(what, where=str(folder), fix=fix)
+    if count <= lost or seed < 0:
+        got, expected = f"count {count} and seed {seed}", f"a count from {lost + 1}, a seed from 0"
+        raise UserError("this data set cannot be drawn", got=got, expected=expected)
+    images, labels = folder / "images", folder / "labels.csv"
+    images.mkdir(parents=True)
+    names = [f"garment_{index:04d}.jpg" for index in range(count)]
+    spread = tuple(names[count * k // (lost + 1)] for k in range(1, lost + 1))
+    missing, broken = spread[:MISSING], spread[MISSING:]
+    lines = [["image", *ATTRIBUTES]]
+    for index, name in enumerate(names):
+        lines.append([name, *table_cells(seed, index)])
+        if name not in missing:
+            data = draw_picture(seed, index)
+            (images / name).write_bytes(data[: len(data) // 2] if name in broken else data)
+    labels.write_bytes("".join(",".join(line) + "\n" for line in lines).encode())
+    return DrawnDataset(labels, images, tuple(ATTRIBUTES), ("washable",), missing, broken)
+
+
+def truth(seed: int, index: int) -> dict[str, bool]:
+    """What is true of a picture; drawing it starts from this."""
+    coins = np.random.default_rng((seed, index, 0)).random(len(ATTRIBUTES))
+    return {name: bool(coins[k] < share) for k, (name, share) in enumerate(ATTRIBUTES.items())}
+
+
+def table_cells(seed: int, index: int) -> list[str]:
+    """A picture's cells of the table: the truth, with holes punched at random."""
+    holes = np.random.default_rng((seed, index, 1)).random(len(ATTRIBUTES)) < NA_SHARE
+    return ["NA" if holes[k] else str(int(v)) for k, v in enumerate(truth(seed, index).values())]
+
+
+class Canvas(NamedTuple):
+    """An image, and the way from units to its pixels: a soft sideways bend, a matrix, a shift."""
+
+    image: Image.Image
+    matrix: Points
+    origin: Points
+    bend: float = 0.0
+    phase: float = 0.0
+
+    def mark(self, shapes: Points, fill: Colour | int, width: float = 0.0) -> None:
+        """Fill one shape or many; if a width is given, stroke their lines instead."""
+        x, y = shapes[..., 0], shapes[..., 1]
+        bent = np.stack([x + self.bend * np.sin(2.2 * y + self.phase), y], -1)
+        draw, pixels = ImageDraw.Draw(self.image), bent @ self.matrix.T + self.origin
+        thick = max(1, round(width * float(np.hypot(*self.matrix[:, 1]))))
+        for flat in pixels.reshape(-1, 2 * shapes.shape[-2]).tolist():
+            draw.line(flat, fill, thick) if width else draw.polygon(flat, fill)
+
+
+def box(x: float, y: float, width: float, height: float) -> Points:
+    return np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * [width, height] + [x, y]
+
+
+def motif(centres: Points, radius: float, petals: int = 0, depth: float = 0.0) -> Points:
+    """Discs around centres, or flowers or stars of so many petals."""
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    reach = radius * (1 + depth * np.cos(petals * angle))
+    ring: Points = np.stack([reach * np.sin(angle), -reach * np.cos(angle)], -1)
+    return np.reshape(centres, (-1, 1, 2)) + ring
+
+
+def rows(step: float, angle: float = 0.0, zigzag: float = 0.0) -> Points:
+    """Parallel lines across the whole garment."""
+    way = np.array([np.cos(angle), np.sin(angle)])
+    line = way * np.linspace(-2.4, 2.4, 36)[:, None] + [0, 1]
+    line[::2, 1] += zigzag
+    return line + np.arange(-2.2, 2.2, step)[:, None, None] * np.array([-way[1], way[0]])
+
+
+def ribbon(path: Points, *widths: float) -> Points:
+    """The area along a path, so many half widths wide at its points: sleeves, belts, limbs."""
+    way = np.gradient(path, axis=0)
+    side = np.stack([-way[:, 1], way[:, 0]], -1) / np.linalg.norm(way, axis=1)[:, None]
+    side *= np.array(widths)[:, None]
+    return np.concatenate([path + side, (path - side)[::-1]])
+
+
+def rounded(outline: Points, softness: int = 5) -> Points:
+    """A closed outline with its corners rounded: evenly spaced points, averaged along it."""
+    closed = np.concatenate([outline, outline[:1]])
+    run = np.cumsum(np.linalg.norm(np.diff(closed, axis=0, prepend=closed[:1]), axis=1))
+    at = np.linspace(0, run[-1], 120, endpoint=False)
+    even = np.stack([np.interp(at, run, closed[:, k]) for k in range(2)], -1)
+    return np.mean([np.roll(even, k - softness // 2, axis=0) for k in range(softness)], axis=0)
+
+
+def paint(
+    rng: Rng, saturation: Range = (0, 0.5), value: Range = (0.2, 1), hue: float = -1
+) -> Colour:
+    """A colour: of any hue, unless one is given; the strong ones are not the brightest."""
+    hue, depth = (rng.choice(HUES) if hue < 0 else hue), rng.uniform(*saturation)
+    shade = rng.uniform(*value) * (1 - 0.25 * depth)
+    r, g, b = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.015)) % 1, depth, shade)
+    return round(255 * r), round(255 * g), round(255 * b)
+
+
+def mix(one: Colour, other: Colour, share: float) -> Colour:
+    r, g, b = (round(p + (q - p) * share) for p, q in zip(one, other, strict=True))
+    return r, g, b
+
+
+def band(y: float, half: float, width: float) -> Points:
+    """A ribbon around the body."""
+    return ribbon(np.array([[-half, y], [0, y + 0.04], [half, y]]), width, width, width)
+
+
+class Shape(NamedTuple):
+    """A garment's parts, sleeves first, body last, and the measures that others go by."""
+
+    cut: Cut
+    upper: bool  # it hangs from the shoulders
+    parts: list[Points]
+    arms: list[Points]
+    level: float  # of the waist
+    waist: float
+    length: float
+    hem: float
+
+
+def tailor(cut: Cut, rng: Rng) -> Shape:
+    """Cut one garment."""
+    length, waist, hem, shoulder, sleeve = (rng.uniform(*limits) for limits in cut[1:6])
+    level = rng.uniform(0.92, 1.02) if shoulder else 0.06
+    arms, parts = [], []
+    for side in (-1, 1):
+        down = rng.uniform(0.5, 1.45) + np.array([0, rng.uniform(-0.4, 0.4)])
+        steps = np.cumsum(np.stack([np.cos(down), np.sin(down)], -1) * 0.55, axis=0)
+        arm = np.array([(shoulder or 0.44) - 0.04, 0.26]) + [[0, 0], *steps]
+        arms.append(arm * [side, 1])
+        if sleeve > 0.2:
+            cloth = ribbon(arm[0] + (arm - arm[0]) * sleeve, 0.19, 0.17 - 0.02 * sleeve, 0.14)
+            cloth[0], cloth[-1] = (0.42, 0.48), (shoulder - 0.02, 0.09)  # armpit, shoulder
+            parts.append(rounded(cloth, 3) * [side, 1])
+        if cut.legs:
+            foot = [waist * 0.6 + rng.uniform(0, 0.15), length]
+            leg = np.array([[0.5 * waist, 0.3], [0.54 * waist, 0.75], foot]) * [side, 1]
+            parts.append(ribbon(leg, 0.5 * waist, 0.5 * waist, hem))
+    if cut.legs:
+        half = [[0, 0], [waist, 0], [waist * 1.05, 0.62], [0, 0.66]]
+    elif not shoulder:
+        half = [[0, 0], [waist, 0], [waist * 1.25, 0.35], [hem, length], [0, length]]
+    else:
+        neck, hip = rng.uniform([0.13, 0.08], [0.2, 0.3]), [0.5 * (waist + hem), level + 0.2]
+        top = [[0, neck[1]], [neck[0], 0], [shoulder, 0.1], [0.42, 0.48]]
+        half = [*top, [waist, level], hip, [hem, length], [0, length]]
+    body = rounded(np.array(half + [[-x, y] for x, y in half[-2:0:-1]]))
+    body[:, 1] += 0.03 * np.sin(rng.uniform(6, 16) * body[:, 0]) * (body[:, 1] / length) ** 8
+    closed = np.concatenate([body, body[:1]])
+    return Shape(cut, bool(shoulder), [*parts, closed], arms, level, waist, length, hem)
+
+
+def sew_pattern(canvas: Canvas, rng: Rng, colours: list[Colour]) -> None:
+    """Cover the cloth with one pattern in two colours."""
+    kind, step = str(rng.choice([*PETALS, "stripes", "checks", "zigzag"])), rng.uniform(0.1, 0.28)
+    turn, width = rng.choice([0, np.pi / 2, rng.uniform(0, 3)]), step * rng.uniform(0.2, 0.4)
+    spots = np.stack(np.meshgrid(np.arange(-1.5, 1.5, step), np.arange(-0.2, 2.5, step)), -1)
+    spots[::2, :, 0] += step / 2
+    for k, colour in enumerate(colours):
+        if kind in PETALS:
+            canvas.mark(motif(spots[k::2], width, *PETALS[kind]), colour)
+        elif kind == "checks":
+            canvas.mark(rows(step, k * np.pi / 2), colour, width)
+        else:
+            lines = rows(step, turn) if kind == "stripes" else rows(step, zigzag=step / 2)
+            canvas.mark(lines[k::2], colour, width)
+
+
+def sew_pockets(canvas: Canvas, shape: Shape, rng: Rng, inside: Colour, line: Colour) -> None:
+    """One pocket or two, with or without a flap."""
+    place = [0.55 * shape.waist, shape.level + 0.28]
+    if shape.upper and shape.length < 1.65:
+        place = [0.5 * shape.waist, rng.choice([0.55, shape.length - 0.28])]
+    size, pieces = rng.uniform(0.09, 0.14), [BAG, FLAP][: rng.integers(1, 3)]
+    for side in (-1, 1) if rng.random() < 0.8 else (1,):
+        for piece in pieces:
+            outline = (np.array(piece) * size + place) * [side, 1]
+            canvas.mark(outline, inside)
+            canvas.mark(outline, line, 0.018)
+
+
+def sew_belt(canvas: Canvas, shape: Shape, rng: Rng) -> None:
+    width, x = rng.uniform(0.035, 0.06), rng.uniform(-0.06, 0.06)
+    canvas.mark(band(shape.level, shape.waist, width), paint(rng, (0, 0.7), (0.1, 0.8), 0.07))
+    buckle = box(-1.3, -1.3, 2.6, 2.6) * width + [x, shape.level + 0.03]
+    canvas.mark(buckle, paint(rng, (0, 0.5), (0.8, 1), 0.13), 0.025)
+
+
+def sew_trim(canvas: Canvas, shape: Shape, rng: Rng, line: Colour, accent: Colour) -> None:
+    """What a garment has whatever its attributes: a closing, a collar, often an ornament."""
+    front, level, length = rng.choice(shape.cut.fronts), shape.level, shape.length
+    middle = np.stack([np.zeros(12), np.linspace(0.15, length, 12)], -1)
+    if front == "open":
+        canvas.mark(ribbon(middle, *np.linspace(0.1, 0.2, 12)), accent)
+    elif front != "closed":
+        canvas.mark(middle, line, 0.015)
+    if front == "buttons":
+        canvas.mark(motif(middle[1:-1], 0.03) + np.array([0.04, 0]), mix(accent, line, 0.5))
+    if front != "closed":
+        collar = np.array([[0.02, 0.24], [0.17, 0], [0.25, 0.1], [0.15, 0.34]])
+        canvas.mark(np.stack([collar, collar * [-1, 1]]), mix(accent, line, 0.6))
+    ornament = rng.choice(["none", "none", "border", "seam", "emblem", "pleats"])
+    if ornament == "border":
+        canvas.mark(band(length - 0.06, 1.2, 0.05), accent)
+    elif ornament == "seam":
+        canvas.mark(band(level, shape.waist, 0.015), line)
+    elif ornament == "emblem":
+        canvas.mark(motif(np.array([0.2, level * 0.6 + 0.1]), 0.08, 5, 0.3), accent)
+    elif ornament == "pleats":
+        x = np.linspace(-1, 1, 9)[:, None] * [shape.waist, shape.hem]
+        y = np.broadcast_to([level + 0.02, length], x.shape)
+        canvas.mark(np.stack([x, y], -1), mix(accent, line, 0.9), 0.01)
+
+
+def sew(pose: Canvas, shape: Shape, true: dict[str, bool], rng: Rng) -> tuple[Canvas, Canvas]:
+    """The cloth with all that is on it, and its mask."""
+    base, other, accent = (
+        paint(rng, (0.12, 0.85) if true["coloured"] else (0, 0.05)) for _ in range(3)
+    )
+    line = mix(base, (0, 0, 0), 0.5) if sum(base) > 170 else mix(base, (255, 255, 255), 0.3)
+    cloth = pose._replace(image=Image.new("RGB", pose.image.size, base))
+    mask = pose._replace(image=Image.new("L", pose.image.size))
+    if true["patterned"]:
+        share = rng.uniform(0.07, 0.85)
+        sew_pattern(cloth, rng, [mix(base, other, share), mix(base, accent, share)])
+    for part in shape.parts:
+        mask.mark(part, 255)
+        cloth.mark(part, line, 0.014)
+    sew_trim(cloth, shape, rng, line, accent)
+    if true["pockets"]:
+        inside = mix(base, accent if rng.random() < 0.3 else line, rng.uniform(0.1, 0.7))
+        sew_pockets(cloth, shape, rng, inside, line)
+    if true["belt"]:
+        sew_belt(cloth, shape, rng)
+    return cloth, mask
+
+
+def folds(pose: Canvas, shape: Shape, rng: Rng) -> Image.Image:
+    """How bright the cloth is: darker at its edges, soft folds. Drawn small, then enlarged."""
+    width, height = pose.image.size
+    small = Image.new("L", (width // 8, height // 8), 240)
+    canvas = pose._replace(image=small, matrix=pose.matrix / 8, origin=pose.origin / 8)
+    for part in shape.parts:
+        canvas.mark(part, 195, 0.12)
+    for _ in range(rng.integers(3, 9)):
+        x, y = rng.uniform(-0.4, 0.4), rng.uniform(0.1, 0.8) * shape.length
+        fold = np.array([[x, y], [x * 1.2, y + 0.2], [x * 1.5 + rng.normal(0, 0.1), y + 0.5]])
+        canvas.mark(fold, int(rng.choice([165, 200, 255])), rng.uniform(0.03, 0.09))
+    blurred = small.filter(ImageFilter.GaussianBlur(1.5))
+    return blurred.resize((width // 2, height // 2)).convert("RGB")
+
+
+def furnish(canvas: Canvas, rng: Rng) -> None:
+    """A background, in picture heights: a wall, perhaps with planks, or a room, or a street."""
+    wall, other = paint(rng), paint(rng)
+    kind, glow, floor = rng.choice(["wall", "planks", *BLOCKS]), rng.random(), rng.uniform(0.7, 0.9)
+    for y in np.arange(0, 1, 0.04):
+        canvas.mark(box(-0.1, y, 2, 0.041), mix(wall, other, glow**2 * y))
+    if kind == "planks":
+        lines = rows(rng.uniform(0.1, 0.25), rng.choice([0, np.pi / 2, rng.uniform(0, 3)]))
+        canvas.mark(lines, mix(wall, other, 0.3), rng.uniform(0.005, 0.04))
+    elif kind in BLOCKS:
+        canvas.mark(box(-0.1, floor, 2, 1), mix(other, (120, 115, 110), 0.5))
+        count, low, high, panes = BLOCKS[kind]
+        for _ in range(count):
+            block, size, grid = paint(rng), rng.uniform(low, high, 2), rng.integers(1, panes, 2)
+            place = [rng.uniform(-0.1, 1.2), floor + 0.03 - size[1] * rng.choice([1, 1, 1.8])]
+            canvas.mark(box(0, 0, 1, 1) * size + place, block)
+            pane = box(0.15, 0.15, 0.7, 0.7) + np.argwhere(np.ones(grid))[:, None]
+            canvas.mark(pane / grid * size + place, mix(block, wall, 0.5))
+
+
+def stand(canvas: Canvas, shape: Shape, rng: Rng) -> None:
+    """Who wears it, in the units of a garment with shoulders."""
+    skin, hair = paint(rng, (0.2, 0.6), (0.35, 1), 0.06), paint(rng, (0.1, 0.7), (0.1, 0.8), 0.08)
+    clothes, leg = paint(rng), np.array([[0.17, 1], [0.19, 1.9], [0.2, 2.75]])
+    leg = ribbon(leg, 0.17, 0.11, 0.07)
+    trousers = shape.upper and rng.random() < 0.5
+    canvas.mark(np.stack([leg, leg * [-1, 1]]), clothes if trousers else skin)
+    canvas.mark(motif(np.array([[0.23, 2.8], [-0.23, 2.8]]), 0.1), (50, 40, 40))
+    for arm in shape.arms:
+        canvas.mark(ribbon(arm, 0.11, 0.09, 0.06), skin)
+        canvas.mark(motif(arm[-1:], 0.08), skin)
+    canvas.mark(motif(np.array([0, -0.33]), 0.23, 2, -0.1), hair)
+    canvas.mark(ribbon(np.array([[0, -0.2], [0, 0.35]]), 0.09, 0.16), skin)
+    canvas.mark(motif(np.array([0, -0.27]), 0.18, 2, 0.1), skin)
+    if not shape.upper:
+        torso = np.array([[-0.44, 0.08], [0.44, 0.08], [0.34, 1.1], [-0.34, 1.1]])
+        canvas.mark(rounded(torso), clothes)
+
+
+def place(shape: Shape, rng: Rng) -> Canvas:
+    """An empty picture, twice its final size, and where the garment goes in it."""
+    short, ratio = 2 * rng.integers(200, 321), rng.uniform(1, 1.5)
+    sides = int(short) // 8 * 8, int(short * ratio) // 8 * 8
+    size = sides if rng.random() < 0.75 else sides[::-1]
+    fit = min(size[1] / (shape.length + 0.3), size[0] / (1.9 if shape.upper else 1.4))
+    turn, skew = rng.normal(0, 0.12), rng.normal(0, 0.05)
+    matrix = np.array([[np.cos(turn), skew - np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    matrix *= fit * rng.uniform(0.65, 0.95)
+    origin = np.array(size) * rng.uniform(0.43, 0.57, 2) - matrix @ [0, shape.length / 2]
+    return Canvas(Image.new("RGB", size), matrix, origin, rng.normal(0, 0.04), rng.uniform(0, 6))
+
+
+def draw_picture(seed: int, index: int) -> bytes:
+    """Draw one picture; return its JPEG file."""
+    rng, true = np.random.default_rng((seed, index, 2)), truth(seed, index)
+    shares = np.array([cut.shares[true["belt"]] for cut in CUTS])
+    shape = tailor(CUTS[rng.choice(len(CUTS), p=shares / shares.sum())], rng)
+    pose = place(shape, rng)
+    furnish(Canvas(pose.image, np.eye(2) * pose.image.height, np.zeros(2)), rng)
+    if rng.random() < 0.55:
+        lift = pose.matrix @ [0, 0 if shape.upper else 0.95]
+        stand(pose._replace(origin=pose.origin - lift), shape, rng)
+    elif shape.upper:
+        hook = [[-0.4, 0.14], [0, -0.08], [0, -0.2], [0.06, -0.26], [0, -0.08], [0.4, 0.14]]
+        pose.mark(np.array(hook), (90, 80, 70), 0.025)
+    scene, cloth, mask = (canvas.image.reduce(2) for canvas in (pose, *sew(pose, shape, true, rng)))
+    shadow = ImageChops.offset(mask, 4, 6).filter(ImageFilter.BoxBlur(5)).point(lambda v: v * 0.4)
+    scene.paste((20, 20, 30), mask=shadow)
+    scene.paste(ImageChops.multiply(cloth, folds(pose, shape, rng)), mask=mask)
+    return photograph(scene, rng)
+
+
+def photograph(scene: Image.Image, rng: Rng) -> bytes:
+    """Give a scene light, a colour cast, grain and perhaps blur; return a JPEG file."""
+    if rng.random() < 0.25:
+        scene = scene.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
+    x, y = (np.linspace(-1, 1, side, dtype=np.float32) for side in scene.size)
+    light = rng.normal(1.1, 0.1) + rng.normal(0, 0.08) * x + rng.normal(0, 0.08) * y[:, None]
+    grain = rng.uniform(1, 7) * rng.standard_normal(light.shape, dtype=np.float32)
+    bands = [np.asarray(band) * (light * rng.normal(1, 0.03)) + grain for band in scene.split()]
+    lit = [Image.fromarray(np.clip(band, 0, 255).astype(np.uint8)) for band in bands]
+    file = io.BytesIO()
+    Image.merge("RGB", lit).save(file, "JPEG", quality=int(rng.integers(55, 96)))
+    return file.getvalue()

@@ -1,0 +1,274 @@
+"""Features of pictures through the frozen backbone, kept on disk by content.
+
+The cache is a folder for each way of computing features (backbone, weights, preprocessing, layers,
+engine), in it a number of shard files. A shard is written aside and renamed, and never changed
+afterwards: two processes can fill one cache at once (at worst both compute the same rows), and
+after a kill there is nothing half-written to read. New pictures make new shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polytag.engine import open_session
+from polytag.errors import RecipeError, UserError
+from polytag.files import cache_folder, written_aside
+from polytag.images import content_hash, decode
+from polytag.pipeline import batches, stream
+from polytag.preprocess import PreprocessSpec, preprocess
+from polytag.progress import progress
+
+if TYPE_CHECKING:
+    from polytag.backbone import Backbone
+
+log = logging.getLogger("polytag")
+Floats = NDArray[np.float32]
+Engine = Callable[[NDArray[np.uint8]], Floats]
+
+FORMAT = (
+    1  # of shards and keys: raised when either changes, so that no old row is read as a new one
+)
+_SHARD_ROWS = 1024  # what a kill can lose: some 7 s of work
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Everything that decides a picture's features.
+
+    Attributes:
+        graph: The backbone's ONNX file.
+        engine: ``onnxruntime``, or torch's device for the torch engine, such as ``torch cuda``.
+        spec: Preprocessing.
+        flip: Whether the mirrored picture is a second view.
+        key: Names the cache folder.
+        load: Builds the engine; called only when a picture is not in the cache.
+        batch: Pictures at a time.
+    """
+
+    graph: Path
+    engine: str
+    spec: PreprocessSpec
+    flip: bool
+    key: str
+    load: Callable[[], Engine]
+    batch: int = 32
+
+
+def make_extractor(
+    backbone: Backbone, *, engine: str, device: str, flip: bool, batch: int
+) -> Extractor:
+    """Decide how features are computed, and export the backbone's graph if it is not kept yet.
+
+    Args:
+        backbone: The frozen network.
+        engine: ``onnxruntime`` (CPU only) or ``torch``.
+        device: A torch device.
+        flip: Whether the mirrored picture is a second view.
+        batch: Pictures at a time.
+
+    Raises:
+        RecipeError: onnxruntime was asked for on another device than the CPU.
+    """
+    if engine == "onnxruntime" and device != "cpu":
+        raise RecipeError(
+            "onnxruntime runs on the CPU here",
+            where="features.engine",
+            got=f"device {device}",
+            fix="--set features.engine=torch, or --device cpu",
+        )
+    graph = backbone_graph(backbone)
+    load = (
+        (lambda: onnx_engine(graph))
+        if engine == "onnxruntime"
+        else lambda: torch_engine(backbone, device)
+    )
+    name = engine if engine == "onnxruntime" else f"{engine} {device}"
+    # The file's content stands for the network, its weights, its normalisation and its layers.
+    parts = {
+        "format": FORMAT,
+        "graph": content_hash(graph),
+        "engine": name,
+        "spec": backbone.spec.to_dict(),
+        "flip": flip,
+        "width": backbone.width,
+    }
+    return Extractor(graph, name, backbone.spec, flip, _digest(parts), load, batch)
+
+
+def extract(
+    paths: Sequence[Path], extractor: Extractor
+) -> tuple[Floats, list[str], dict[int, UserError]]:
+    """Return features and content hashes of pictures, from the cache where it has them.
+
+    Args:
+        paths: N files.
+        extractor: How to compute features.
+
+    Returns:
+        Features float32 (N, V, D) of the plain picture and, with ``flip``, of the mirrored one;
+        N content hashes; and what was wrong with a picture, by its position. A picture with an
+        error has NaN features and an empty hash.
+    """
+    hashes: list[str] = []
+    errors: dict[int, UserError] = {}
+    for index, (_, result) in enumerate(stream(paths, content_hash)):
+        if isinstance(result, UserError):
+            errors[index] = result
+        hashes.append("" if isinstance(result, UserError) else result)
+    # Byte-identical files are computed once; the first one stands for them.
+    first = {text: paths[index] for index, text in reversed(list(enumerate(hashes))) if text}
+    store = FeatureStore(cache_folder() / "features" / extractor.key)
+    missing = {text: path for text, path in first.items() if text not in store}
+    log.info("features: %d in the cache, %d to compute", len(first) - len(missing), len(missing))
+    broken = _fill(store, missing, extractor) if missing else {}
+    for index, text in enumerate(hashes):
+        if text in broken:
+            errors[index], hashes[index] = broken[text], ""
+    return store.read(hashes), hashes, errors
+
+
+def _fill(
+    store: FeatureStore, missing: Mapping[str, Path], extractor: Extractor
+) -> dict[str, UserError]:
+    """Compute and keep the features of ``missing`` (hash -> file); return those that are broken."""
+    engine = extractor.load()
+    broken: dict[str, UserError] = {}
+    names: list[str] = []
+    rows: list[Floats] = []
+
+    def load(text: str) -> NDArray[np.uint8]:
+        return preprocess(decode(missing[text]), extractor.spec)
+
+    with progress("features", len(missing), "pictures") as advance:
+        for batch in batches(stream(missing, load, ahead=2 * extractor.batch), extractor.batch):
+            broken.update(batch.failed)
+            if len(batch.images):
+                names += [
+                    text for text, error in zip(batch.items, batch.errors, strict=True) if not error
+                ]
+                views = (
+                    [batch.images, batch.images[:, :, ::-1]] if extractor.flip else [batch.images]
+                )
+                rows.append(np.stack([engine(np.ascontiguousarray(v)) for v in views], axis=1))
+            if len(names) >= _SHARD_ROWS:
+                store.add(names, np.concatenate(rows))
+                names, rows = [], []
+            advance(len(batch.items))
+    if names:
+        store.add(names, np.concatenate(rows))
+    return broken
+
+
+class FeatureStore:
+    """The rows of one cache folder, by content hash.
+
+    Args:
+        folder: Made when the first rows are added.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = FeatureStore(Path(folder) / "key")
+        ...     store.add(["ab" * 32], np.ones((1, 2, 3), np.float32))
+        ...     FeatureStore(Path(folder) / "key").read(["ab" * 32]).shape
+        (1, 2, 3)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: dict[str, tuple[NDArray[Any], int]] = {}
+        for shard in sorted(folder.glob("[!.]*.npy")):
+            self._open(shard)
+
+    def __contains__(self, text: str) -> bool:
+        return text in self.rows
+
+    def add(self, hashes: Sequence[str], features: Floats) -> None:
+        """Keep features float32 (n, V, D) under their hashes, as one new shard."""
+        kind = np.dtype([("hash", "u1", (32,)), ("features", "<f4", features.shape[1:])])
+        table = np.empty(len(hashes), kind)
+        table["hash"] = [list(bytes.fromhex(text)) for text in hashes]
+        table["features"] = features
+        path = self.folder / f"{uuid.uuid4().hex}.npy"
+        with written_aside(path) as aside:
+            np.save(aside, table)
+        self._open(path)
+
+    def read(self, hashes: Sequence[str]) -> Floats:
+        """Return features float32 (N, V, D); NaN rows for empty hashes."""
+        shape = next(iter(self.rows.values()))[0]["features"].shape[1:] if self.rows else (1, 0)
+        found = np.full((len(hashes), *shape), np.nan, dtype=np.float32)
+        for index, text in enumerate(hashes):
+            if text:
+                shard, row = self.rows[text]
+                found[index] = shard["features"][row]
+        return found
+
+    def _open(self, path: Path) -> None:
+        try:
+            table = np.load(path, mmap_mode="r", allow_pickle=False)
+            for row, digest in enumerate(table["hash"]):
+                self.rows[digest.tobytes().hex()] = (table, row)
+        except (OSError, ValueError, IndexError) as error:
+            # A disk's fault, as shards appear whole: what it held is computed again.
+            log.warning("a damaged shard of the feature cache is left out: %s (%s)", path, error)
+
+
+def backbone_graph(backbone: Backbone) -> Path:
+    """Return the backbone's ONNX file, exporting it if this backbone is new here."""
+    import torch
+
+    from polytag.graph import export_backbone
+
+    parts = {
+        "format": FORMAT,
+        "weights": backbone.fingerprint(),
+        "name": backbone.name,
+        "taps": backbone.taps,
+        "size": backbone.spec.size,
+        "torch": torch.__version__,
+    }
+    path = cache_folder() / "graphs" / f"{_digest(parts)}.onnx"
+    if not path.is_file():
+        log.info("exporting the backbone to ONNX: once, about 10 s")
+        export_backbone(backbone, path)
+    return path
+
+
+def onnx_engine(graph: Path) -> Engine:
+    """Return an engine that runs the backbone's graph in onnxruntime on the CPU."""
+    session = open_session(graph)
+
+    def run(images: NDArray[np.uint8]) -> Floats:
+        features: Floats = session.run(["embedding"], {"images": images})[0]
+        return features
+
+    return run
+
+
+def torch_engine(backbone: Backbone, device: str) -> Engine:
+    """Return an engine that runs the backbone in torch on ``device``."""
+    import torch
+
+    network = backbone.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(images: NDArray[np.uint8]) -> Floats:
+        with torch.inference_mode():
+            features: Floats = network(torch.from_numpy(images).to(device)).cpu().numpy()
+        return features
+
+    return run
+
+
+def _digest(parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

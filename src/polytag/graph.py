@@ -1,0 +1,87 @@
+"""From torch to ONNX: the backbone is exported once, the head is appended to its graph."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from polytag.files import written_aside
+from polytag.modelfile import KEY, LinearHead, ModelInfo
+
+if TYPE_CHECKING:
+    from polytag.backbone import Backbone
+
+
+def export_backbone(backbone: Backbone, path: Path) -> None:
+    """Write the backbone's graph: ``images`` uint8 (B, S, S, 3) to ``embedding`` float32 (B, D).
+
+    One file, no external data. It takes about 9 s, so callers keep the file.
+    """
+    import torch  # here, as appending a head to a graph needs only onnx
+
+    side = backbone.spec.size
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), written_aside(path) as aside:
+            warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
+            program = torch.onnx.export(
+                backbone,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=["embedding"],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            )
+            if program is None:  # only with arguments we do not give; for the type checker
+                raise RuntimeError("torch.onnx.export returned nothing")
+            program.save(str(aside), external_data=False)
+    finally:
+        quiet.setLevel(level)
+
+
+def write_model(backbone_graph: Path, head: LinearHead, info: ModelInfo, path: Path) -> None:
+    """Append head and metadata to a backbone's graph and write ``model.onnx``.
+
+    The outputs are ``probabilities`` float32 (B, K) and ``embedding`` float32 (B, D).
+    """
+    model = onnx.load(str(backbone_graph))
+    graph = model.graph
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(head.weight, "polytag.head.weight"),
+            numpy_helper.from_array(head.bias, "polytag.head.bias"),
+        ]
+    )
+    graph.node.extend(
+        [
+            helper.make_node(
+                "Gemm",
+                ["embedding", "polytag.head.weight", "polytag.head.bias"],
+                ["polytag.logits"],
+                name="polytag.head",
+            ),
+            helper.make_node(
+                "Sigmoid", ["polytag.logits"], ["probabilities"], name="polytag.sigmoid"
+            ),
+        ]
+    )
+    batch = graph.output[0].type.tensor_type.shape.dim[0].dim_param or "batch"
+    probabilities = helper.make_tensor_value_info(
+        "probabilities", TensorProto.FLOAT, [batch, len(head.bias)]
+    )
+    embedding = graph.output[0]
+    del graph.output[:]
+    graph.output.extend([probabilities, embedding])
+    helper.set_model_props(model, {KEY: info.to_json()})
+    onnx.checker.check_model(model)
+    with written_aside(path) as aside:
+        onnx.save(model, str(aside))

@@ -1,0 +1,82 @@
+"""The pictures that a table names: where they are, which cannot be used, when those are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from polytag.errors import ImageError, SkippedError, TableError, UserError
+from polytag.images import safe_join
+from polytag.table import LabelTable
+
+MAX_SKIPPED = 0.1  # a tenth: more than chance damage, so somebody should look
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row whose picture cannot be used."""
+
+    image: str
+    where: str  # in the table, for example labels.csv:7
+    reason: str
+
+
+def locate(table: LabelTable, folder: Path) -> tuple[list[Path], dict[int, UserError]]:
+    """Return the path of every row's picture, and which rows have none, by row number.
+
+    Raises:
+        TableError: A name leads out of the folder through a link.
+        UserError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError("no such folder of pictures", where=str(folder), fix="give it by --images")
+    paths: list[Path] = []
+    errors: dict[int, UserError] = {}
+    for row, name in enumerate(table.images):
+        try:
+            path = safe_join(folder, name)
+        except UserError as error:
+            raise TableError(
+                error.what, where=table.where(row), got=repr(name), fix=error.fix
+            ) from None
+        if not path.exists():
+            errors[row] = ImageError("no such file", where=name)
+        paths.append(path)
+    return paths, errors
+
+
+def skipped_rows(table: LabelTable, errors: Mapping[int, UserError]) -> list[Skipped]:
+    """Return the skipped rows of a table with their reasons, in the table's order."""
+    return [
+        Skipped(table.images[row], table.where(row), _reason(error))
+        for row, error in sorted(errors.items())
+    ]
+
+
+def refuse_too_many(
+    skipped: list[Skipped], total: int, *, strict: bool = False, most: float = MAX_SKIPPED
+) -> None:
+    """Stop before anything is trained or measured on what is left.
+
+    Raises:
+        UserError: ``strict`` and any row is skipped.
+        SkippedError: More than the share ``most`` of ``total`` rows is skipped.
+    """
+    if not skipped:
+        return
+    first = skipped[0]
+    example = f"the first is {first.image} ({first.where}): {first.reason}"
+    if strict:
+        count = f"{len(skipped)} of {total}"
+        raise UserError(f"{count} pictures cannot be used, and --strict allows none; {example}")
+    if len(skipped) > most * total:
+        raise SkippedError(
+            f"{len(skipped)} of {total} pictures cannot be used, more than the {most:.0%} that "
+            f"--max-skipped allows; {example}; mend the pictures, point --images elsewhere, or "
+            "raise --max-skipped"
+        )
+
+
+def _reason(error: UserError) -> str:
+    return str(error).removeprefix(f"{error.where}: ") if error.where else str(error)

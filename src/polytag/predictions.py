@@ -1,0 +1,179 @@
+"""What a model says about pictures, and its forms: text, JSON, JSON lines, CSV, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polytag.errors import UserError
+
+DECIMALS = 6  # of a probability in text formats: float32 holds no more
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Probabilities and decisions for N pictures and K attributes.
+
+    Attributes:
+        images: N names, as they were given.
+        attributes: K names.
+        probabilities: float32 (N, K) in [0, 1]; NaN in the rows of pictures that failed.
+        thresholds: float64 (K,): present from this probability on.
+        errors: N entries: what was wrong with the picture, or None.
+
+    Example:
+        >>> p = Predictions(("a.jpg",), ("red", "striped"), np.array([[0.9, 0.2]], np.float32),
+        ...                 np.array([0.5, 0.5]), (None,))
+        >>> p.decisions.tolist()
+        [['present', 'absent']]
+    """
+
+    images: tuple[str, ...]
+    attributes: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    thresholds: NDArray[np.float64]
+    errors: tuple[str | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def decisions(self) -> NDArray[np.str_]:
+        """str (N, K): ``present``, ``absent``, or empty where the picture failed."""
+        decided = np.where(self.probabilities >= self.thresholds, "present", "absent")
+        return np.where(np.isnan(self.probabilities), "", decided)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield one dictionary a picture, as in JSON lines.
+
+        Keys: ``image``, ``probabilities`` and ``decisions`` by attribute (empty if the picture
+        failed), ``error`` (None if it did not).
+        """
+        rows = zip(self.images, self.probabilities, self.decisions, self.errors, strict=True)
+        for image, probabilities, decisions, error in rows:
+            known = () if error else self.attributes
+            yield {
+                "image": image,
+                "probabilities": {
+                    name: round(float(p), DECIMALS)
+                    for name, p in zip(known, probabilities, strict=False)
+                },
+                "decisions": {name: str(d) for name, d in zip(known, decisions, strict=False)},
+                "error": error,
+            }
+
+
+def concatenate(chunks: Iterable[Predictions]) -> Predictions:
+    """Join consecutive chunks of one model's predictions.
+
+    Raises:
+        ValueError: There is no chunk.
+    """
+    parts = list(chunks)
+    if not parts:
+        raise ValueError("no predictions to join")
+    return Predictions(
+        images=tuple(image for part in parts for image in part.images),
+        attributes=parts[0].attributes,
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        thresholds=parts[0].thresholds,
+        errors=tuple(error for part in parts for error in part.errors),
+    )
+
+
+def write_text(chunks: Iterable[Predictions], out: TextIO) -> None:
+    """Write what a person wants to read: what is present first, surest first."""
+    for chunk in chunks:
+        width = max((len(name) for name in chunk.attributes), default=0)
+        for row, image in enumerate(chunk.images):
+            out.write(f"{image}\n")
+            if error := chunk.errors[row]:
+                # The line above names the file already.
+                out.write(f"  ! not read: {error.removeprefix(f'{image}: ')}\n\n")
+                continue
+            decisions, present = chunk.decisions[row], []
+            order = np.lexsort((-chunk.probabilities[row], decisions != "present"))
+            for k in order:
+                name, is_present = chunk.attributes[k], decisions[k] == "present"
+                present += [name] if is_present else []
+                mark = "✓" if is_present else "✗"
+                share = f"{chunk.probabilities[row, k] * 100:5.1f} %"
+                threshold = f"(threshold {chunk.thresholds[k] * 100:.3g} %)"
+                out.write(f"  {mark} {name:<{width}}  {decisions[k]:<7}  {share}   {threshold}\n")
+            out.write(f"  attributes present: {', '.join(present) or 'none'}\n\n")
+
+
+def write_json(chunks: Iterable[Predictions], out: TextIO) -> None:
+    """Write one JSON array of records."""
+    separator = "["
+    for chunk in chunks:
+        for record in chunk.records():
+            out.write(f"{separator}\n  {json.dumps(record, ensure_ascii=False)}")
+            separator = ","
+    out.write("[]\n" if separator == "[" else "\n]\n")
+
+
+def write_jsonl(chunks: Iterable[Predictions], out: TextIO) -> None:
+    """Write one JSON record a line."""
+    for chunk in chunks:
+        for record in chunk.records():
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def write_csv(chunks: Iterable[Predictions], out: TextIO) -> None:
+    """Write a wide CSV table that a spreadsheet cannot mistake for formulas.
+
+    Text that begins with ``= + - @``, a tab or a line break gets an apostrophe in front
+    (OWASP ASVS 1.2.10); Parquet and JSON hold names as they are.
+    """
+    writer = csv.writer(out, lineterminator="\n")
+    for index, chunk in enumerate(chunks):
+        if index == 0:
+            writer.writerow([_spreadsheet_safe(name) for name in _wide_columns(chunk.attributes)])
+        for row, image in enumerate(chunk.images):
+            cells: list[str] = [_spreadsheet_safe(image)]
+            for p, decision in zip(chunk.probabilities[row], chunk.decisions[row], strict=True):
+                cells += ["" if np.isnan(p) else f"{p:.{DECIMALS}f}", str(decision)]
+            writer.writerow([*cells, _spreadsheet_safe(chunk.errors[row] or "")])
+
+
+def write_parquet(chunks: Iterable[Predictions], path: Path) -> None:
+    """Write the wide table as Parquet; failed pictures have null cells."""
+    import polars as pl
+
+    joined = concatenate(chunks)
+    columns: dict[str, Any] = {}
+    names = _wide_columns(joined.attributes)
+    columns["image"] = list(joined.images)
+    for k, (probability, decision) in enumerate(zip(names[1:-1:2], names[2:-1:2], strict=True)):
+        columns[probability] = pl.Series(joined.probabilities[:, k]).fill_nan(None)
+        columns[decision] = [str(d) or None for d in joined.decisions[:, k]]
+    columns["error"] = pl.Series(joined.errors, dtype=pl.String)
+    pl.DataFrame(columns).write_parquet(path)
+
+
+WRITERS = {"text": write_text, "json": write_json, "jsonl": write_jsonl, "csv": write_csv}
+FORMATS = (*WRITERS, "parquet")
+
+
+def _wide_columns(attributes: tuple[str, ...]) -> list[str]:
+    names = ["image", *(n for name in attributes for n in (name, f"{name}_decision")), "error"]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(
+            "a wide table would have two columns of one name",
+            got=repr(twice[0]),
+            fix="write --format jsonl, or rename the attribute",
+        )
+    return names
+
+
+def _spreadsheet_safe(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text

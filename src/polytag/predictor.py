@@ -1,0 +1,163 @@
+"""A trained model, ready to answer: numpy, Pillow and onnxruntime, nothing heavier."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polytag.engine import open_session
+from polytag.errors import ModelError, RecipeError, did_you_mean
+from polytag.images import decode, find_images
+from polytag.modelfile import KEY, ModelInfo
+from polytag.pipeline import batches, stream
+from polytag.predictions import Predictions, concatenate
+from polytag.preprocess import preprocess
+
+Picture = Path | bytes | NDArray[np.uint8]
+
+
+def load(run: str | os.PathLike[str]) -> Predictor:
+    """Load a trained model.
+
+    Args:
+        run: A run folder (``runs/latest`` too) or a bare ``model.onnx``.
+
+    Raises:
+        ModelError: There is no finished run, or the file is not a polytag model.
+
+    Example:
+        >>> load("runs/none-of-this-name")
+        Traceback (most recent call last):
+        polytag.errors.ModelError: runs/none-of-this-name: no such run folder or model file; ...
+    """
+    path = Path(run)
+    if path.is_dir():
+        path = path / "model.onnx"
+        if not path.is_file():
+            raise ModelError(
+                "no finished run in this folder",
+                where=str(run),
+                got="no model.onnx",
+                fix="polytag train makes one",
+            )
+    elif not path.is_file():
+        raise ModelError(
+            "no such run folder or model file", where=str(run), fix="polytag train makes one"
+        )
+    return Predictor(path)
+
+
+class Predictor:
+    """Answers for pictures with one model.
+
+    Attributes:
+        info: What the model file says about itself.
+
+    Example:
+        >>> predictor = load("runs/latest")                       # doctest: +SKIP
+        >>> predictor.predict(["photo.jpg"]).decisions            # doctest: +SKIP
+        array([['present', 'absent']], dtype='<U7')
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.session = open_session(path)
+        properties = self.session.get_modelmeta().custom_metadata_map
+        self.info = ModelInfo.from_json(properties.get(KEY), str(path))
+
+    def with_thresholds(
+        self, common: float | None = None, each: Mapping[str, float] | None = None
+    ) -> Predictor:
+        """Return a predictor that decides by other thresholds.
+
+        Args:
+            common: For all attributes.
+            each: By attribute; wins over ``common``.
+
+        Raises:
+            RecipeError: An attribute the model does not know, or a threshold outside (0, 1).
+        """
+        chosen = dict(zip(self.info.attributes, self.info.thresholds, strict=True))
+        if common is not None:
+            chosen = dict.fromkeys(chosen, common)
+        for name, value in (each or {}).items():
+            if name not in chosen:
+                why = self.info.left_out.get(name)
+                raise RecipeError(
+                    "no threshold for this attribute",
+                    where=name,
+                    got=f"not trained: {why}" if why else "an attribute the model does not know",
+                    fix="" if why else did_you_mean(name, chosen),
+                )
+            chosen[name] = value
+        for name, value in chosen.items():
+            if not 0 < value < 1:
+                raise RecipeError(
+                    "a threshold is out of range",
+                    where=name,
+                    got=f"{value:g}",
+                    expected="a number above 0 and below 1",
+                )
+        other = Predictor.__new__(Predictor)
+        other.session = self.session
+        other.info = replace(self.info, thresholds=tuple(chosen.values()))
+        return other
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return probabilities float32 (B, K) of preprocessed pictures uint8 (B, S, S, 3)."""
+        answer: NDArray[np.float32] = self.session.run(["probabilities"], {"images": images})[0]
+        return answer
+
+    def stream(
+        self, pictures: Iterable[tuple[str, Picture]], *, batch: int = 32
+    ) -> Iterator[Predictions]:
+        """Yield predictions batch by batch; memory does not grow with the number of pictures.
+
+        Args:
+            pictures: Pairs of a name and a file, a file's bytes, or pixels uint8 (H, W, 3).
+            batch: Pictures at a time.
+        """
+
+        def work(item: tuple[str, Picture]) -> NDArray[np.uint8]:
+            name, picture = item
+            pixels = picture if isinstance(picture, np.ndarray) else decode(picture, name=name)
+            return preprocess(pixels, self.info.preprocess)
+
+        for group in batches(stream(pictures, work, ahead=2 * batch), batch):
+            answers = np.full((len(group.items), len(self.info.attributes)), np.nan, np.float32)
+            if len(group.images):
+                answers[group.ok] = self.probabilities(group.images)
+            yield Predictions(
+                images=tuple(name for name, _ in group.items),
+                attributes=self.info.attributes,
+                probabilities=answers,
+                thresholds=np.array(self.info.thresholds),
+                errors=tuple(None if error is None else str(error) for error in group.errors),
+            )
+
+    def predict(
+        self, pictures: Sequence[str | os.PathLike[str] | bytes | NDArray[np.uint8]]
+    ) -> Predictions:
+        """Answer for files, folders, patterns, bytes of files, or pixels uint8 (H, W, 3).
+
+        Returns:
+            One row a picture, in order; a picture that could not be read has its error.
+
+        Raises:
+            UserError: A folder or a pattern without pictures.
+        """
+        pairs: list[tuple[str, Picture]] = []
+        for index, picture in enumerate(pictures):
+            if isinstance(picture, bytes | np.ndarray):
+                pairs.append((f"picture {index}", picture))
+            else:
+                pairs += [(str(path), path) for path in find_images([os.fspath(picture)])]
+        if not pairs:
+            names = self.info.attributes
+            empty = np.empty((0, len(names)), np.float32)
+            return Predictions((), names, empty, np.array(self.info.thresholds), ())
+        return concatenate(self.stream(pairs))

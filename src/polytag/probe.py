@@ -1,0 +1,320 @@
+"""The probe: logistic regression of all attributes on frozen features, holes masked.
+
+The objective for attribute k, on features x standardised over the training rows:
+
+    mean over its known cells of log(1 + exp(-s z)), z = w_k . x + b_k, s = +-1
+    + l2 / 2 |w_k|^2
+
+summed over attributes, so that attributes with more holes are regularised no differently, and the
+intercept is free. It is convex and, given l2, falls into one problem an attribute; they are solved
+together because one pass over the features serves them all. Views of a picture (the mirrored one)
+are rows that share its weight.
+
+The l2 that a fold is judged with is chosen without that fold: for outer fold k, by the log loss on
+every other fold j of a model that saw neither. One model serves both (j, k) and (k, j).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+from numpy.typing import NDArray
+
+from polytag.config import ProbeConfig
+from polytag.modelfile import LinearHead
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+# A path of weakening penalties ends where the held-out loss stands this much above its best: the
+# loss is convex along the path for all that was ever seen, and the weakest penalties cost most.
+_GIVE_UP = 1.02
+_PRECONDITIONED = 512  # directions of the features that the solver is told the curvature of
+
+
+@dataclass(frozen=True)
+class ProbeFit:
+    """What fitting a probe leaves.
+
+    Attributes:
+        head: Refitted on all rows.
+        logits: float32 (N, K), out of fold: each row by a model that never saw it.
+        l2: The penalty of ``head``, chosen on all rows.
+        l2_of_fold: The penalty of each fold's model, chosen without that fold.
+        losses: The refit's masked loss, iteration by iteration: the mean over attributes of the
+            mean over known cells, without the penalty.
+    """
+
+    head: LinearHead
+    logits: Floats
+    l2: float
+    l2_of_fold: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+def fit_probe(
+    features: Floats,
+    values: Floats,
+    folds: NDArray[np.int64],
+    config: ProbeConfig,
+    advance: Callable[[int], None] = lambda fits: None,
+) -> ProbeFit:
+    """Fit the probe, judge it out of fold, refit it on all rows.
+
+    Args:
+        features: float32 (N, V, D): V views of N pictures; the first one is the plain picture.
+        values: float32 (N, K) in {0, 1, NaN}; NaN: not known. Every attribute has both classes.
+        folds: int (N,) from 0; at least 3 folds.
+        config: Penalty and solver.
+        advance: Called with the number of fits just done; ``fits(folds)`` in all.
+
+    Returns:
+        The refitted head and the out-of-fold logits of the plain pictures.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.normal(size=(300, 1, 5)).astype(np.float32)
+        >>> y = (x[:, 0, :1] > 0).astype(np.float32)
+        >>> fit = fit_probe(x, y, np.arange(300) % 5, ProbeConfig())
+        >>> bool(np.mean((fit.logits > 0) == y) > 0.9)
+        True
+    """
+    solver = _Solver(features, values, config)
+    grid = tuple(sorted(config.l2_grid, reverse=True)) if config.l2 == "auto" else (config.l2,)
+    count = int(folds.max()) + 1
+    inner = [_HeldOutLoss(len(grid), values.shape[1]) for _ in range(count)]
+    if len(grid) > 1:
+        for j, k in combinations(range(count), 2):
+            held_out = (folds == j) | (folds == k)
+            for step, logits in enumerate(_until_worse(solver, grid, held_out, values)):
+                inner[k].add(step, logits, values, folds == j)
+                inner[j].add(step, logits, values, folds == k)
+            inner[j].close(step)
+            inner[k].close(step)
+            advance(1)
+
+    outer = _HeldOutLoss(len(grid), values.shape[1])
+    logits = np.empty_like(values)
+    chosen = [loss.best() for loss in inner]
+    for k in range(count):
+        held_out = folds == k
+        for step, path_logits in enumerate(_until_worse(solver, grid, held_out, values, chosen[k])):
+            outer.add(step, path_logits, values, held_out)
+            if step == chosen[k]:
+                logits[held_out] = path_logits[held_out]
+        outer.close(step)
+        advance(1)
+
+    best = outer.best()
+    losses: list[float] = []
+    weight, bias = next(solver.path(grid[best : best + 1], np.ones(len(values), bool), losses))
+    advance(1)
+    return ProbeFit(
+        head=LinearHead(weight, bias),
+        logits=logits,
+        l2=grid[best],
+        l2_of_fold=tuple(grid[step] for step in chosen),
+        losses=tuple(losses),
+    )
+
+
+def fits(config: ProbeConfig, folds: int) -> int:
+    """Return how many paths ``fit_probe`` solves, for a progress bar."""
+    pairs = folds * (folds - 1) // 2 if config.l2 == "auto" and len(config.l2_grid) > 1 else 0
+    return pairs + folds + 1
+
+
+def _until_worse(
+    solver: _Solver,
+    grid: tuple[float, ...],
+    held_out: NDArray[np.bool_],
+    values: Floats,
+    at_least: int = 0,
+) -> Iterator[Floats]:
+    """Yield all rows' logits (N, K) along the path, until the held-out loss only gets worse."""
+    best = np.inf
+    for step, (weight, bias) in enumerate(solver.path(grid, ~held_out)):
+        logits = np.full_like(values, np.nan)
+        logits[held_out] = solver.features[held_out, 0] @ weight + bias
+        yield logits
+        loss = _HeldOutLoss(1, values.shape[1])
+        loss.add(0, logits, values, held_out)
+        best = min(best, loss.means()[0])
+        if step >= at_least and loss.means()[0] > _GIVE_UP * best:
+            return
+
+
+class _HeldOutLoss:
+    """Log loss of held-out cells, for every step of the path; steps not reached count as worst."""
+
+    def __init__(self, steps: int, attributes: int) -> None:
+        self.sums = np.zeros((steps, attributes))
+        self.cells = np.zeros((steps, attributes))
+        self.reached = steps
+
+    def add(self, step: int, logits: Floats, values: Floats, rows: NDArray[np.bool_]) -> None:
+        known = ~np.isnan(values[rows])
+        target = np.where(known, values[rows], 0)
+        z = np.where(known, logits[rows].astype(np.float64), 0)
+        self.sums[step] += np.where(known, np.logaddexp(0, z) - target * z, 0).sum(axis=0)
+        self.cells[step] += known.sum(axis=0)
+
+    def close(self, last_step: int) -> None:
+        self.reached = min(self.reached, last_step + 1)
+
+    def means(self) -> Doubles:
+        """Return (steps,): the mean over attributes with a cell of their mean loss."""
+        with np.errstate(invalid="ignore"):
+            per_attribute = self.sums / self.cells
+        some = self.cells.any(axis=0)
+        return per_attribute[:, some].mean(axis=1)
+
+    def best(self) -> int:
+        return int(np.argmin(self.means()[: self.reached]))
+
+
+class _Solver:
+    """Solves the probe's objective on any training part of one table."""
+
+    def __init__(self, features: Floats, values: Floats, config: ProbeConfig) -> None:
+        self.features, self.values, self.config = features, values, config
+        flat = features.reshape(-1, features.shape[2])
+        mean, scale = _moments(flat)
+        # Directions and curvatures of all rows' features serve every training part as a change of
+        # coordinates in which the solver needs few steps. It moves no optimum: no labels, and
+        # nothing of what is minimised, come in here.
+        standard = (flat - mean) / scale
+        width = standard.shape[1]
+        top = min(_PRECONDITIONED, width)
+        self.curvature, self.directions = scipy.linalg.eigh(
+            standard.T @ standard / len(standard),
+            subset_by_index=(width - top, width - 1),
+            overwrite_a=True,
+            check_finite=False,
+        )
+        rest = width - float(self.curvature.sum())
+        self.rest_curvature = max(rest, 0.0) / max(width - top, 1)
+
+    def path(
+        self, grid: tuple[float, ...], rows: NDArray[np.bool_], losses: list[float] | None = None
+    ) -> Iterator[tuple[Floats, Floats]]:
+        """Yield weight (D, K) and bias (K,) on raw features for one penalty after the other.
+
+        Each solution starts from the one before. ``losses`` collects the masked loss of every
+        iteration.
+        """
+        x = self.features[rows].reshape(-1, self.features.shape[2])
+        mean, scale = _moments(x)
+        x = (x - mean) / scale
+        problem = _Problem(x, np.repeat(self.values[rows], self.features.shape[1], axis=0))
+        weight = np.zeros((x.shape[1], self.values.shape[1]))
+        bias = problem.base_logits
+        for l2 in grid:
+            weight, bias = self._solve(problem, l2, weight, bias, losses)
+            raw = (weight / scale[:, None]).astype(np.float32)
+            yield (
+                raw,
+                (bias - mean.astype(np.float64) @ (weight / scale[:, None])).astype(np.float32),
+            )
+
+    def _solve(
+        self,
+        problem: _Problem,
+        l2: float,
+        weight: Doubles,
+        bias: Doubles,
+        losses: list[float] | None,
+    ) -> tuple[Doubles, Doubles]:
+        """Minimise over u, where weight = P u and P P ~ the inverse of the curvature."""
+        variance = problem.variance
+        along = 1 / np.sqrt(variance * self.curvature[:, None] + l2)
+        rest = 1 / np.sqrt(variance * self.rest_curvature + l2)
+        free = 1 / np.sqrt(variance)
+
+        def precondition(u: Doubles) -> Doubles:
+            inside = self.directions.T @ u.astype(np.float32)
+            return u * rest + self.directions @ ((along - rest) * inside).astype(np.float32)
+
+        def undo(w: Doubles) -> Doubles:
+            inside = self.directions.T @ w.astype(np.float32)
+            return w / rest + self.directions @ ((1 / along - 1 / rest) * inside).astype(np.float32)
+
+        shape = (len(weight) + 1, weight.shape[1])
+        latest = 0.0
+
+        def objective(flat: Doubles) -> tuple[float, Doubles]:
+            nonlocal latest
+            u = flat.reshape(shape)
+            w, b = precondition(u[:-1]), u[-1] * free
+            latest, to_weight, to_bias = problem.loss(w, b)
+            gradient = np.empty(shape)
+            gradient[:-1] = precondition(to_weight + l2 * w)
+            gradient[-1] = to_bias * free
+            return latest + l2 / 2 * float(np.vdot(w, w)), gradient.ravel()
+
+        def note(_: Doubles) -> None:
+            if losses is not None:
+                losses.append(latest / shape[1])
+
+        start = np.concatenate([undo(weight), (bias / free)[None]])
+        found = scipy.optimize.minimize(
+            objective,
+            start.ravel(),
+            jac=True,
+            method="L-BFGS-B",
+            callback=note,
+            options={
+                "maxiter": self.config.max_iterations,
+                "ftol": self.config.tolerance,
+                "gtol": 1e-6,
+                "maxcor": 6,
+            },
+        )
+        u = found.x.reshape(shape)
+        return precondition(u[:-1]), u[-1] * free
+
+
+class _Problem:
+    """The masked loss of one training part and its gradient."""
+
+    def __init__(self, x: Floats, values: Floats) -> None:
+        known = ~np.isnan(values)
+        self.x = x
+        self.target = np.where(known, values, 0).astype(np.float32)
+        self.share = (known / np.maximum(known.sum(axis=0), 1)).astype(np.float32)
+        # An attribute can lose its last present or absent cell to the held-out fold: half a cell
+        # of each keeps its base rate off 0 and 1, from where no slope leads back.
+        cells = known.sum(axis=0)
+        rate = ((self.target * known).sum(axis=0, dtype=np.float64) + 0.5) / (cells + 1)
+        self.base_logits = np.log(rate / (1 - rate))
+        self.variance = rate * (1 - rate)
+        self.constant = ~((known & (values == 1)).any(axis=0) & (known & (values == 0)).any(axis=0))
+
+    def loss(self, weight: Doubles, bias: Doubles) -> tuple[float, Doubles, Doubles]:
+        """Return the loss summed over attributes, and its gradients (D, K) and (K,)."""
+        z = self.x @ weight.astype(np.float32) + bias.astype(np.float32)
+        shrunk = np.exp(-np.abs(z))
+        cells = self.share * (np.maximum(z, 0) + np.log1p(shrunk) - self.target * z)
+        probability = np.where(z >= 0, 1, shrunk) / (1 + shrunk)
+        residual = self.share * (probability - self.target)
+        # With one class only there is nothing to learn: such an attribute stays at its base rate.
+        residual[:, self.constant] = 0
+        loss = float(cells.sum(dtype=np.float64))
+        return (
+            loss,
+            (self.x.T @ residual).astype(np.float64),
+            residual.sum(axis=0, dtype=np.float64),
+        )
+
+
+def _moments(x: Floats) -> tuple[Floats, Floats]:
+    """Return mean and scale (D,) of features; a feature that never varies gets scale 1."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    scale = x.std(axis=0, dtype=np.float64)
+    constant = scale <= 1e-6 * np.maximum(np.abs(mean), 1e-6)
+    return mean.astype(np.float32), np.where(constant, 1, scale).astype(np.float32)

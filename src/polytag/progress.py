@@ -1,0 +1,62 @@
+"""Progress of long steps: a bar on a terminal, one log line elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger("polytag")
+
+
+@contextmanager
+def progress(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show how far a step is, with its rate and the time left.
+
+    Args:
+        step: What is being done, for example ``"features"``.
+        total: How many units the step has.
+        unit: What is counted, for example ``"pictures"``.
+
+    Yields:
+        A function to call with the number of units just done.
+
+    Example:
+        >>> with progress("features", 10, "pictures") as done:
+        ...     done(10)
+    """
+    start = time.perf_counter()
+    count = 0
+    if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
+        with _bar(step, total, unit) as advance:
+            yield advance
+        return
+
+    def advance_silently(units: int) -> None:
+        nonlocal count
+        count += units
+
+    yield advance_silently
+    seconds = time.perf_counter() - start
+    if seconds > 1:  # shorter steps are not worth a line
+        log.info("%s: %d %s in %.1f s (%.0f/s)", step, count, unit, seconds, count / seconds)
+
+
+@contextmanager
+def _bar(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:.0f} {unit}/s")
+
+    columns = (TextColumn("{task.description:<10}"), BarColumn(24))
+    counts = TextColumn("{task.completed:.0f}/{task.total:.0f}")
+    with Progress(*columns, counts, Rate(), Remaining(), console=Console(stderr=True)) as bars:
+        task = bars.add_task(step, total=total)
+        yield lambda units: bars.advance(task, units)

@@ -1,0 +1,91 @@
+"""The run folder: how it is named, and how its tables are written."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polytag.errors import UserError
+from polytag.files import written_aside
+
+
+@dataclass(frozen=True)
+class Run(os.PathLike[str]):
+    """A finished run; usable wherever a path is.
+
+    Attributes:
+        path: The run folder.
+        metrics: The content of ``metrics.json``.
+    """
+
+    path: Path
+    metrics: Mapping[str, Any]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def new_run_folder(runs: Path, name: str | None, stem: str) -> Path:
+    """Make a run folder: ``runs/name``, or the first free of ``runs/stem-1``, ``stem-2`` ...
+
+    Raises:
+        UserError: ``name`` is taken or cannot be a folder's name.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [new_run_folder(Path(folder), None, "probe").name for _ in range(2)]
+        ['probe-1', 'probe-2']
+    """
+    runs.mkdir(parents=True, exist_ok=True)
+    if name is not None:
+        if name in ("", ".", "..", "latest") or Path(name).name != name:
+            expected = "a plain folder name other than latest"
+            raise UserError("not a name for a run", got=repr(name), expected=expected)
+        folder = runs / name
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            fix = "choose another --name, or remove that folder"
+            raise UserError("this run exists already", where=str(folder), fix=fix) from None
+        return folder
+    number = 1
+    while True:
+        folder = runs / f"{stem}-{number}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def mark_latest(run: Path) -> None:
+    """Point ``runs/latest`` to a run; where links are not allowed, leave it out."""
+    link = run.parent / "latest"
+    try:
+        with_name = run.parent / f".latest-{os.getpid()}"
+        with_name.symlink_to(run.name, target_is_directory=True)
+        with_name.replace(link)
+    except OSError:  # Windows without the right to make links
+        with_name.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, whole or not at all; None becomes an empty cell."""
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def hashes_seen(run: Path) -> set[str] | None:
+    """Return the content hashes of a run's pictures; None for a bare model file."""
+    splits = run / "splits.csv"
+    if not splits.is_file():
+        return None
+    with splits.open(encoding="utf-8", newline="") as file:
+        return {row["content_hash"] for row in csv.DictReader(file)}

