@@ -256,8 +256,18 @@ def test_a_pos_weight_of_an_attribute_without_known_cells_may_be_nan():
     known[:, 2] = False
     weights = torch.tensor([1.0, 2.0, NAN, 4.0])
     loss = masked_bce(LOGITS, TARGETS, known, pos_weight=weights)
-    assert torch.isfinite(loss)
-    assert torch.isfinite(gradient(masked_bce, LOGITS, TARGETS, known, pos_weight=weights)).all()
+    assert loss == masked_bce(LOGITS, TARGETS, known, pos_weight=weights.nan_to_num(7.0))
+    with torch.autograd.set_detect_anomaly(True):  # nor does it stand anywhere on the way
+        gradients = gradient(masked_bce, LOGITS, TARGETS, known, pos_weight=weights)
+    assert torch.isfinite(gradients).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_under_a_hole_enters_the_arithmetic(name):
+    targets = torch.where(KNOWN, TARGETS, NAN)
+    with torch.autograd.set_detect_anomaly(True):  # an error if a NaN appears on the way back
+        gradients = gradient(LOSSES[name], LOGITS, targets, KNOWN)
+    torch.testing.assert_close(gradients, gradient(LOSSES[name], LOGITS, TARGETS, KNOWN))
 
 
 def test_values_with_holes_are_split_once():
@@ -277,14 +287,22 @@ def test_a_sentinel_for_a_hole_is_refused(value):
 # ----------------------------------------------------------------------------- numbers and types
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bce", {}),
+        ("focal", {}),
+        ("focal", {"gamma": 0.5}),
+        ("asymmetric", {}),
+        ("asymmetric", {"clip": 0.0}),
+    ],
+)
 @pytest.mark.parametrize("size", [50.0, 1e4, 1e30])
-def test_extreme_logits_give_finite_losses_and_gradients(name, size):
+def test_extreme_logits_give_finite_losses_and_gradients(name, options, size):
     logits = torch.tensor([[size, -size], [-size, size]])
     targets, known = torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.ones(2, 2, dtype=torch.bool)
-    for clip in [{}] if name != "asymmetric" else [{}, {"clip": 0.0}]:
-        assert torch.isfinite(LOSSES[name](logits, targets, known, **clip))
-        assert torch.isfinite(gradient(LOSSES[name], logits, targets, known, **clip)).all()
+    assert torch.isfinite(LOSSES[name](logits, targets, known, **options))
+    assert torch.isfinite(gradient(LOSSES[name], logits, targets, known, **options)).all()
 
 
 def test_certain_and_wrong_has_a_gradient():

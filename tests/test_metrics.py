@@ -292,6 +292,7 @@ def test_a_threshold_without_a_model_output_is_null():
         ([[1, 0]], [[0.5]], [0.5, 0.5], r"got \(1, 2\) and \(1, 1\)"),
         ([1, 0], [0.5, 0.5], [0.5, 0.5], r"expected twice \(N, K\)"),
         ([[1, 0]], [[0.5, 0.5]], [0.5], "wrong thresholds"),
+        ([[1, 0]], [[0.5, 0.5]], [0.5, 0.5, 0.5], "wrong thresholds"),
         ([[1, 0]], [[0.5, 0.5]], [0.5, 50], r"wrong thresholds; got \[0.5, 50.0\], expected 2"),
         ([[1, 0]], [[0.5, 0.5]], [0.5, NAN], "wrong thresholds"),
         ([[1]], [[0.5]], [0.5], "expected 1 different ones"),

@@ -1,1 +1,83 @@
-"""polytag: classifiers of many attributes from pictures and a label table with holes."""
+"""polytag: classifiers of many attributes from pictures and a label table with holes.
+
+    table = polytag.read_table("labels.txt")
+    run = polytag.fit(table, images="images", recipe="probe")
+    polytag.load(run).predict(["photo.jpg"])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polytag.config import Recipe, load_recipe
+    from polytag.dataset import LabelDataset
+    from polytag.errors import PolytagError, SkippedError, UserError
+    from polytag.evaluate import evaluate
+    from polytag.losses import LOSSES, masked_asymmetric, masked_bce, masked_focal
+    from polytag.metrics import Evaluation, evaluate_arrays
+    from polytag.predictions import Predictions
+    from polytag.predictor import Predictor, load
+    from polytag.preprocess import PreprocessSpec
+    from polytag.table import LabelTable, read_table
+    from polytag.train import fit
+
+# Public name -> room. Loaded on first use, so that predicting never pays for training.
+_ROOMS = {
+    "LOSSES": "losses",
+    "Evaluation": "metrics",
+    "LabelDataset": "dataset",
+    "LabelTable": "table",
+    "PolytagError": "errors",
+    "Predictions": "predictions",
+    "Predictor": "predictor",
+    "PreprocessSpec": "preprocess",
+    "Recipe": "config",
+    "SkippedError": "errors",
+    "UserError": "errors",
+    "evaluate": "evaluate",
+    "evaluate_arrays": "metrics",
+    "fit": "train",
+    "load": "predictor",
+    "load_recipe": "config",
+    "masked_asymmetric": "losses",
+    "masked_bce": "losses",
+    "masked_focal": "losses",
+    "read_table": "table",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "LOSSES",
+    "Evaluation",
+    "LabelDataset",
+    "LabelTable",
+    "PolytagError",
+    "Predictions",
+    "Predictor",
+    "PreprocessSpec",
+    "Recipe",
+    "SkippedError",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "evaluate_arrays",
+    "fit",
+    "load",
+    "load_recipe",
+    "masked_asymmetric",
+    "masked_bce",
+    "masked_focal",
+    "read_table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'polytag' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"polytag.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -45,7 +45,7 @@ def import_timm() -> ModuleType:
             raise
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
+        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _keep_alive.append(library)
@@ -77,6 +77,8 @@ class Backbone(nn.Module):
         self.network, self.name, self.spec, self.licence = network, name, spec, licence
         self.taps = taps
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in mean_std)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         with torch.no_grad():
@@ -159,6 +161,32 @@ def load_backbone(
         find_taps(network) if features.layers == "all" else None,
         "Apache-2.0" if embedded else licence,
     ).eval()
+
+
+def resolve_device(device: str) -> str:
+    """Return the torch device to use; ``auto``: a GPU if there is one.
+
+    Raises:
+        RecipeError: There is no such device here.
+
+    Example:
+        >>> resolve_device("cpu")
+        'cpu'
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    kind = device.partition(":")[0]
+    here = ["cpu", *(["cuda"] if cuda else []), *(["mps"] if mps else [])]
+    try:
+        torch.device(device)
+        if kind in here:
+            return device
+    except RuntimeError:
+        pass
+    raise RecipeError(
+        "no such device here", where="device", got=repr(device), expected=f"auto, {', '.join(here)}"
+    )
 
 
 def find_taps(network: nn.Module) -> dict[str, Any] | None:

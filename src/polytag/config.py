@@ -7,6 +7,7 @@ A run writes its own as ``config.toml``, with everything resolved.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -173,7 +174,9 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
-def load_recipe(name: str | Path | Recipe, changes: Mapping[str, object] | None = None) -> Recipe:
+def load_recipe(
+    name: str | os.PathLike[str] | Recipe, changes: Mapping[str, object] | None = None
+) -> Recipe:
     """Load a recipe by name or from a ``.toml`` file, with some keys changed.
 
     Args:

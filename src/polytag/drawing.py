@@ -1,9 +1,9 @@
 """A drawn data set: garments on backgrounds, with a label table that has holes.
 
-Every picture has random generators of its own, seeded with ``(seed, index)``: one decides what is
-true of it, another how it looks. A garment is drawn in garment units (shoulder to waist is 1; x runs
-sideways from its middle, y downwards), and a canvas puts these on pixels. So a few words (mark,
-ribbon, motif, rows) draw cloth, folds, people and rooms, whatever the turn, the size or the bend.
+Every picture has its own random generators, seeded with ``(seed, index)``: one decides what is
+true of it, another how it looks. A garment is drawn in garment units (shoulder to waist is 1; x
+runs sideways from its middle, y downwards), and a canvas puts these on pixels. So a few words
+(mark, ribbon, motif, rows) draw cloth, people and rooms, whatever the turn, the size, the bend.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MISSING, BROKEN = 3, 1  # rows whose file is not there, and whose file ends too 
 
 Rng = np.random.Generator
 Points = NDArray[np.float64]  # (n, 2), or (m, n, 2) for many shapes
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]
 Range = tuple[float, float]
 
 
@@ -46,17 +46,18 @@ class Cut(NamedTuple):
     hem: Range
     shoulder: Range = (0, 0)  # 0: the garment begins at the waist
     sleeve: Range = (0, 0)  # share of the arm
-    fronts: tuple[str, ...] = ("closed",)  # all but closed come with a collar
+    collar: bool = False
     legs: bool = False
 
 
-COAT_FRONTS = ("buttons", "zip", "open")
 CUTS = (
     Cut((0.17, 0), (1.25, 1.5), (0.4, 0.46), (0.4, 0.48), (0.44, 0.5), (0.25, 0.5)),  # t-shirt
     Cut((0.08, 0), (1.15, 1.45), (0.34, 0.42), (0.36, 0.5), (0.36, 0.42)),  # top
     Cut((0.13, 0), (1.25, 1.45), (0.4, 0.48), (0.38, 0.46), (0.46, 0.52), (0.85, 1)),  # jumper
-    Cut((0.16, 0.05), (1.35, 1.6), (0.38, 0.44), (0.4, 0.48), (0.44, 0.5), (0.85, 1), ("buttons",)),
-    Cut((0.13, 0.25), (1.7, 2.3), (0.4, 0.46), (0.46, 0.62), (0.46, 0.52), (0.9, 1), COAT_FRONTS),
+    Cut(
+        (0.16, 0.05), (1.35, 1.6), (0.38, 0.44), (0.4, 0.48), (0.44, 0.5), (0.85, 1), True
+    ),  # shirt
+    Cut((0.13, 0.25), (1.7, 2.3), (0.4, 0.46), (0.46, 0.62), (0.46, 0.52), (0.9, 1), True),  # coat
     Cut((0.14, 0.3), (1.7, 2.4), (0.28, 0.36), (0.42, 0.9), (0.36, 0.44), (0, 0.8)),  # dress
     Cut((0.1, 0.15), (0.8, 1.5), (0.28, 0.34), (0.42, 0.9)),  # skirt
     Cut((0.09, 0.25), (1, 2), (0.3, 0.36), (0.14, 0.22), legs=True),  # trousers
@@ -160,18 +161,17 @@ def box(x: float, y: float, width: float, height: float) -> Points:
 
 def motif(centres: Points, radius: float, petals: int = 0, depth: float = 0.0) -> Points:
     """Discs around centres, or flowers or stars of so many petals."""
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     reach = radius * (1 + depth * np.cos(petals * angle))
-    ring: Points = np.stack([reach * np.sin(angle), -reach * np.cos(angle)], -1)
-    return np.reshape(centres, (-1, 1, 2)) + ring
+    return centres.reshape(-1, 1, 2) + np.stack([reach * np.sin(angle), -reach * np.cos(angle)], -1)
 
 
 def rows(step: float, angle: float = 0.0, zigzag: float = 0.0) -> Points:
-    """Parallel lines across the whole garment."""
+    """Parallel lines across the whole garment, their points one step apart."""
+    lattice = np.stack(np.meshgrid(*[np.arange(-1.7, 1.7, step)] * 2), -1)
+    lattice[:, ::2, 1] += zigzag
     way = np.array([np.cos(angle), np.sin(angle)])
-    line = way * np.linspace(-2.4, 2.4, 36)[:, None] + [0, 1]
-    line[::2, 1] += zigzag
-    return line + np.arange(-2.2, 2.2, step)[:, None, None] * np.array([-way[1], way[0]])
+    return lattice @ np.array([way, [-way[1], way[0]]]) + [0, 1.1]
 
 
 def ribbon(path: Points, *widths: float) -> Points:
@@ -183,32 +183,25 @@ def ribbon(path: Points, *widths: float) -> Points:
 
 
 def rounded(outline: Points, softness: int = 5) -> Points:
-    """A closed outline with its corners rounded: evenly spaced points, averaged along it."""
+    """The closed outline with its corners rounded: even points, averaged along their run."""
     closed = np.concatenate([outline, outline[:1]])
     run = np.cumsum(np.linalg.norm(np.diff(closed, axis=0, prepend=closed[:1]), axis=1))
     at = np.linspace(0, run[-1], 120, endpoint=False)
     even = np.stack([np.interp(at, run, closed[:, k]) for k in range(2)], -1)
-    return np.mean([np.roll(even, k - softness // 2, axis=0) for k in range(softness)], axis=0)
-
-
-def paint(
-    rng: Rng, saturation: Range = (0, 0.5), value: Range = (0.2, 1), hue: float = -1
-) -> Colour:
-    """A colour: of any hue, unless one is given; the strong ones are not the brightest."""
-    hue, depth = (rng.choice(HUES) if hue < 0 else hue), rng.uniform(*saturation)
-    shade = rng.uniform(*value) * (1 - 0.25 * depth)
-    r, g, b = colorsys.hsv_to_rgb((hue + rng.normal(0, 0.015)) % 1, depth, shade)
-    return round(255 * r), round(255 * g), round(255 * b)
+    soft = np.mean([np.roll(even, k - softness // 2, axis=0) for k in range(softness)], axis=0)
+    return np.concatenate([soft, soft[:1]])
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
-    r, g, b = (round(p + (q - p) * share) for p, q in zip(one, other, strict=True))
-    return r, g, b
+    return tuple(round(p + (q - p) * share) for p, q in zip(one, other, strict=True))
 
 
-def band(y: float, half: float, width: float) -> Points:
-    """A ribbon around the body."""
-    return ribbon(np.array([[-half, y], [0, y + 0.04], [half, y]]), width, width, width)
+def paint(rng: Rng, depth: Range = (0, 0.5), value: Range = (0.2, 1), hue: float = -1) -> Colour:
+    """A colour: of any hue, unless one is given; the deep ones are not the brightest."""
+    hue = (rng.choice(HUES) if hue < 0 else hue) + rng.normal(0, 0.015)
+    saturation = rng.uniform(*depth)
+    shade = rng.uniform(*value) * (1 - 0.25 * saturation)
+    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1, saturation, shade))
 
 
 class Shape(NamedTuple):
@@ -229,6 +222,7 @@ def tailor(cut: Cut, rng: Rng) -> Shape:
     length, waist, hem, shoulder, sleeve = (rng.uniform(*limits) for limits in cut[1:6])
     level = rng.uniform(0.92, 1.02) if shoulder else 0.06
     arms, parts = [], []
+    half: list[list[float]]
     for side in (-1, 1):
         down = rng.uniform(0.5, 1.45) + np.array([0, rng.uniform(-0.4, 0.4)])
         steps = np.cumsum(np.stack([np.cos(down), np.sin(down)], -1) * 0.55, axis=0)
@@ -250,26 +244,22 @@ def tailor(cut: Cut, rng: Rng) -> Shape:
         neck, hip = rng.uniform([0.13, 0.08], [0.2, 0.3]), [0.5 * (waist + hem), level + 0.2]
         top = [[0, neck[1]], [neck[0], 0], [shoulder, 0.1], [0.42, 0.48]]
         half = [*top, [waist, level], hip, [hem, length], [0, length]]
-    body = rounded(np.array(half + [[-x, y] for x, y in half[-2:0:-1]]))
+    body = rounded(np.array([*half, *([-x, y] for x, y in half[-2:0:-1])]))
     body[:, 1] += 0.03 * np.sin(rng.uniform(6, 16) * body[:, 0]) * (body[:, 1] / length) ** 8
-    closed = np.concatenate([body, body[:1]])
-    return Shape(cut, bool(shoulder), [*parts, closed], arms, level, waist, length, hem)
+    return Shape(cut, bool(shoulder), [*parts, body], arms, level, waist, length, hem)
 
 
 def sew_pattern(canvas: Canvas, rng: Rng, colours: list[Colour]) -> None:
     """Cover the cloth with one pattern in two colours."""
     kind, step = str(rng.choice([*PETALS, "stripes", "checks", "zigzag"])), rng.uniform(0.1, 0.28)
     turn, width = rng.choice([0, np.pi / 2, rng.uniform(0, 3)]), step * rng.uniform(0.2, 0.4)
-    spots = np.stack(np.meshgrid(np.arange(-1.5, 1.5, step), np.arange(-0.2, 2.5, step)), -1)
-    spots[::2, :, 0] += step / 2
     for k, colour in enumerate(colours):
-        if kind in PETALS:
-            canvas.mark(motif(spots[k::2], width, *PETALS[kind]), colour)
-        elif kind == "checks":
-            canvas.mark(rows(step, k * np.pi / 2), colour, width)
+        if kind == "checks":
+            canvas.mark(rows(step, turn + k * np.pi / 2), colour, width)
+        elif kind in PETALS:
+            canvas.mark(motif(rows(step, turn, step / 2)[k::2], width, *PETALS[kind]), colour)
         else:
-            lines = rows(step, turn) if kind == "stripes" else rows(step, zigzag=step / 2)
-            canvas.mark(lines[k::2], colour, width)
+            canvas.mark(rows(step, turn, step / 2 * (kind == "zigzag"))[k::2], colour, width)
 
 
 def sew_pockets(canvas: Canvas, shape: Shape, rng: Rng, inside: Colour, line: Colour) -> None:
@@ -285,44 +275,30 @@ def sew_pockets(canvas: Canvas, shape: Shape, rng: Rng, inside: Colour, line: Co
             canvas.mark(outline, line, 0.018)
 
 
-def sew_belt(canvas: Canvas, shape: Shape, rng: Rng) -> None:
-    width, x = rng.uniform(0.035, 0.06), rng.uniform(-0.06, 0.06)
-    canvas.mark(band(shape.level, shape.waist, width), paint(rng, (0, 0.7), (0.1, 0.8), 0.07))
-    buckle = box(-1.3, -1.3, 2.6, 2.6) * width + [x, shape.level + 0.03]
-    canvas.mark(buckle, paint(rng, (0, 0.5), (0.8, 1), 0.13), 0.025)
-
-
 def sew_trim(canvas: Canvas, shape: Shape, rng: Rng, line: Colour, accent: Colour) -> None:
-    """What a garment has whatever its attributes: a closing, a collar, often an ornament."""
-    front, level, length = rng.choice(shape.cut.fronts), shape.level, shape.length
-    middle = np.stack([np.zeros(12), np.linspace(0.15, length, 12)], -1)
-    if front == "open":
-        canvas.mark(ribbon(middle, *np.linspace(0.1, 0.2, 12)), accent)
-    elif front != "closed":
-        canvas.mark(middle, line, 0.015)
-    if front == "buttons":
-        canvas.mark(motif(middle[1:-1], 0.03) + np.array([0.04, 0]), mix(accent, line, 0.5))
-    if front != "closed":
-        collar = np.array([[0.02, 0.24], [0.17, 0], [0.25, 0.1], [0.15, 0.34]])
-        canvas.mark(np.stack([collar, collar * [-1, 1]]), mix(accent, line, 0.6))
-    ornament = rng.choice(["none", "none", "border", "seam", "emblem", "pleats"])
+    """What a garment has whatever its attributes: often an ornament, a collar, buttons."""
+    ornament, x = rng.choice(["none", "border", "emblem", "pleats"]), np.linspace(-1, 1, 9)
+    y, zero = np.linspace(0.15, shape.length, 9), np.zeros(9)
     if ornament == "border":
-        canvas.mark(band(length - 0.06, 1.2, 0.05), accent)
-    elif ornament == "seam":
-        canvas.mark(band(level, shape.waist, 0.015), line)
+        canvas.mark(np.array([[-1.2, y[-1] - 0.06], [1.2, y[-1] - 0.06]]), accent, 0.1)
     elif ornament == "emblem":
-        canvas.mark(motif(np.array([0.2, level * 0.6 + 0.1]), 0.08, 5, 0.3), accent)
+        canvas.mark(motif(np.array([0.2, shape.level * 0.6 + 0.1]), 0.08, 5, 0.3), accent)
     elif ornament == "pleats":
-        x = np.linspace(-1, 1, 9)[:, None] * [shape.waist, shape.hem]
-        y = np.broadcast_to([level + 0.02, length], x.shape)
-        canvas.mark(np.stack([x, y], -1), mix(accent, line, 0.9), 0.01)
+        ends = np.stack([x * shape.waist, zero + shape.level, x * shape.hem, zero + y[-1]], -1)
+        canvas.mark(ends.reshape(-1, 2, 2), mix(accent, line, 0.9), 0.01)
+    if shape.cut.collar:
+        worn_open, middle = rng.random() < 0.25, np.stack([zero, y], -1)
+        canvas.mark(middle, accent if worn_open else line, 0.3 if worn_open else 0.015)
+        if not worn_open:
+            canvas.mark(motif(middle, 0.03) + np.array([0.04, 0]), mix(accent, line, 0.5))
+        flap = np.array([[0.02, 0.24], [0.17, 0], [0.25, 0.1], [0.15, 0.34]])
+        canvas.mark(np.stack([flap, flap * [-1, 1]]), mix(accent, line, 0.6))
 
 
-def sew(pose: Canvas, shape: Shape, true: dict[str, bool], rng: Rng) -> tuple[Canvas, Canvas]:
+def sew(pose: Canvas, shape: Shape, true: dict[str, bool], rng: Rng) -> list[Image.Image]:
     """The cloth with all that is on it, and its mask."""
-    base, other, accent = (
-        paint(rng, (0.12, 0.85) if true["coloured"] else (0, 0.05)) for _ in range(3)
-    )
+    depth = (0.12, 0.85) if true["coloured"] else (0, 0.05)
+    base, other, accent = (paint(rng, depth) for _ in range(3))
     line = mix(base, (0, 0, 0), 0.5) if sum(base) > 170 else mix(base, (255, 255, 255), 0.3)
     cloth = pose._replace(image=Image.new("RGB", pose.image.size, base))
     mask = pose._replace(image=Image.new("L", pose.image.size))
@@ -337,12 +313,19 @@ def sew(pose: Canvas, shape: Shape, true: dict[str, bool], rng: Rng) -> tuple[Ca
         inside = mix(base, accent if rng.random() < 0.3 else line, rng.uniform(0.1, 0.7))
         sew_pockets(cloth, shape, rng, inside, line)
     if true["belt"]:
-        sew_belt(cloth, shape, rng)
-    return cloth, mask
+        width, y = rng.uniform(0.07, 0.12), shape.level + 0.02
+        leather, metal = (
+            paint(rng, (0, 0.7), (0.1, 0.8), 0.07),
+            paint(rng, (0, 0.5), (0.8, 1), 0.13),
+        )
+        cloth.mark(np.array([[-0.1 - shape.waist, y], [shape.waist + 0.1, y]]), leather, width)
+        buckle = box(-0.65, -0.65, 1.3, 1.3) * width + [rng.uniform(-0.06, 0.06), y]
+        cloth.mark(buckle, metal, 0.025)
+    return [cloth.image, mask.image]
 
 
 def folds(pose: Canvas, shape: Shape, rng: Rng) -> Image.Image:
-    """How bright the cloth is: darker at its edges, soft folds. Drawn small, then enlarged."""
+    """How bright the cloth is: darker at its edges, soft folds. A quarter of its size."""
     width, height = pose.image.size
     small = Image.new("L", (width // 8, height // 8), 240)
     canvas = pose._replace(image=small, matrix=pose.matrix / 8, origin=pose.origin / 8)
@@ -352,8 +335,7 @@ def folds(pose: Canvas, shape: Shape, rng: Rng) -> Image.Image:
         x, y = rng.uniform(-0.4, 0.4), rng.uniform(0.1, 0.8) * shape.length
         fold = np.array([[x, y], [x * 1.2, y + 0.2], [x * 1.5 + rng.normal(0, 0.1), y + 0.5]])
         canvas.mark(fold, int(rng.choice([165, 200, 255])), rng.uniform(0.03, 0.09))
-    blurred = small.filter(ImageFilter.GaussianBlur(1.5))
-    return blurred.resize((width // 2, height // 2)).convert("RGB")
+    return small.filter(ImageFilter.GaussianBlur(1.5)).convert("RGB")
 
 
 def furnish(canvas: Canvas, rng: Rng) -> None:
@@ -379,10 +361,9 @@ def furnish(canvas: Canvas, rng: Rng) -> None:
 def stand(canvas: Canvas, shape: Shape, rng: Rng) -> None:
     """Who wears it, in the units of a garment with shoulders."""
     skin, hair = paint(rng, (0.2, 0.6), (0.35, 1), 0.06), paint(rng, (0.1, 0.7), (0.1, 0.8), 0.08)
-    clothes, leg = paint(rng), np.array([[0.17, 1], [0.19, 1.9], [0.2, 2.75]])
-    leg = ribbon(leg, 0.17, 0.11, 0.07)
-    trousers = shape.upper and rng.random() < 0.5
-    canvas.mark(np.stack([leg, leg * [-1, 1]]), clothes if trousers else skin)
+    clothes, bare = paint(rng), rng.random() < 0.5 or not shape.upper
+    leg = ribbon(np.array([[0.17, 1], [0.19, 1.9], [0.2, 2.75]]), 0.17, 0.11, 0.07)
+    canvas.mark(np.stack([leg, leg * [-1, 1]]), skin if bare else clothes)
     canvas.mark(motif(np.array([[0.23, 2.8], [-0.23, 2.8]]), 0.1), (50, 40, 40))
     for arm in shape.arms:
         canvas.mark(ribbon(arm, 0.11, 0.09, 0.06), skin)
@@ -391,12 +372,14 @@ def stand(canvas: Canvas, shape: Shape, rng: Rng) -> None:
     canvas.mark(ribbon(np.array([[0, -0.2], [0, 0.35]]), 0.09, 0.16), skin)
     canvas.mark(motif(np.array([0, -0.27]), 0.18, 2, 0.1), skin)
     if not shape.upper:
-        torso = np.array([[-0.44, 0.08], [0.44, 0.08], [0.34, 1.1], [-0.34, 1.1]])
-        canvas.mark(rounded(torso), clothes)
+        canvas.mark(ribbon(np.array([[0, 0.05], [0, 1.1]]), 0.44, 0.34), clothes)
 
 
-def place(shape: Shape, rng: Rng) -> Canvas:
-    """An empty picture, twice its final size, and where the garment goes in it."""
+def draw_picture(seed: int, index: int) -> bytes:
+    """Draw one picture, at twice its size so that edges come out smooth; return its JPEG file."""
+    rng, true = np.random.default_rng((seed, index, 2)), truth(seed, index)
+    shares = np.array([cut.shares[true["belt"]] for cut in CUTS])
+    shape = tailor(CUTS[rng.choice(len(CUTS), p=shares / shares.sum())], rng)
     short, ratio = 2 * rng.integers(200, 321), rng.uniform(1, 1.5)
     sides = int(short) // 8 * 8, int(short * ratio) // 8 * 8
     size = sides if rng.random() < 0.75 else sides[::-1]
@@ -405,26 +388,20 @@ def place(shape: Shape, rng: Rng) -> Canvas:
     matrix = np.array([[np.cos(turn), skew - np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix *= fit * rng.uniform(0.65, 0.95)
     origin = np.array(size) * rng.uniform(0.43, 0.57, 2) - matrix @ [0, shape.length / 2]
-    return Canvas(Image.new("RGB", size), matrix, origin, rng.normal(0, 0.04), rng.uniform(0, 6))
-
-
-def draw_picture(seed: int, index: int) -> bytes:
-    """Draw one picture; return its JPEG file."""
-    rng, true = np.random.default_rng((seed, index, 2)), truth(seed, index)
-    shares = np.array([cut.shares[true["belt"]] for cut in CUTS])
-    shape = tailor(CUTS[rng.choice(len(CUTS), p=shares / shares.sum())], rng)
-    pose = place(shape, rng)
-    furnish(Canvas(pose.image, np.eye(2) * pose.image.height, np.zeros(2)), rng)
+    scene = Image.new("RGB", size)
+    pose = Canvas(scene, matrix, origin, rng.normal(0, 0.04), rng.uniform(0, 6))
+    furnish(Canvas(scene, np.eye(2) * size[1], np.zeros(2)), rng)
     if rng.random() < 0.55:
-        lift = pose.matrix @ [0, 0 if shape.upper else 0.95]
-        stand(pose._replace(origin=pose.origin - lift), shape, rng)
+        lift = matrix @ [0, 0 if shape.upper else 0.95]
+        stand(pose._replace(origin=origin - lift), shape, rng)
     elif shape.upper:
         hook = [[-0.4, 0.14], [0, -0.08], [0, -0.2], [0.06, -0.26], [0, -0.08], [0.4, 0.14]]
         pose.mark(np.array(hook), (90, 80, 70), 0.025)
-    scene, cloth, mask = (canvas.image.reduce(2) for canvas in (pose, *sew(pose, shape, true, rng)))
-    shadow = ImageChops.offset(mask, 4, 6).filter(ImageFilter.BoxBlur(5)).point(lambda v: v * 0.4)
-    scene.paste((20, 20, 30), mask=shadow)
-    scene.paste(ImageChops.multiply(cloth, folds(pose, shape, rng)), mask=mask)
+    scene, cloth, mask = (image.reduce(2) for image in (scene, *sew(pose, shape, true, rng)))
+    shadow = mask.filter(ImageFilter.BoxBlur(5)).point(lambda v: v * 0.4)
+    scene.paste((20, 20, 30), (4, 6), shadow)
+    lit = ImageChops.multiply(cloth, folds(pose, shape, rng).resize(cloth.size))
+    scene.paste(lit, mask=mask)
     return photograph(scene, rng)
 
 

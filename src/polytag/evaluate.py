@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,27 @@ class Judged:
     seen: int | None
     rows: int
     unlabelled: tuple[str, ...]
+
+    @property
+    def warning(self) -> str:
+        """What to know before believing the numbers, in words; may be empty."""
+        if self.seen is None:
+            return "Whether the model was trained on some of them, a bare model file cannot tell."
+        if self.seen:
+            return (
+                f"WARNING: {self.seen} of them were trained on, so these numbers are too good; "
+                "the run's own metrics.json holds honest ones."
+            )
+        return "None of them was trained on."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        return self.evaluation.to_dict() | {
+            "rows": self.rows,
+            "seen_in_training": self.seen,
+            "skipped": [asdict(row) for row in self.skipped],
+            "unlabelled": list(self.unlabelled),
+        }
 
 
 def evaluate(
@@ -105,7 +127,7 @@ def evaluate(
             not_trained=reasons,
         ),
         skipped=skipped,
-        seen=None if isinstance(run, Predictor) else _seen(Path(run), [paths[i] for i in usable]),
+        seen=_seen(predictor.path.parent, [paths[i] for i in usable]),
         rows=len(usable),
         unlabelled=tuple(name for name in info.attributes if name not in table.attributes),
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polytag.config import FeaturesConfig
 from polytag.engine import open_session
 from polytag.errors import RecipeError, UserError
 from polytag.files import cache_folder, written_aside
@@ -47,7 +48,7 @@ class Extractor:
 
     Attributes:
         graph: The backbone's ONNX file.
-        engine: ``onnxruntime``, or torch's device for the torch engine, such as ``torch cuda``.
+        engine: ``onnxruntime`` or ``torch``.
         spec: Preprocessing.
         flip: Whether the mirrored picture is a second view.
         key: Names the cache folder.
@@ -64,21 +65,20 @@ class Extractor:
     batch: int = 32
 
 
-def make_extractor(
-    backbone: Backbone, *, engine: str, device: str, flip: bool, batch: int
-) -> Extractor:
+def make_extractor(backbone: Backbone, config: FeaturesConfig, device: str) -> Extractor:
     """Decide how features are computed, and export the backbone's graph if it is not kept yet.
 
     Args:
         backbone: The frozen network.
-        engine: ``onnxruntime`` (CPU only) or ``torch``.
+        config: Engine, views and batch size.
         device: A torch device.
-        flip: Whether the mirrored picture is a second view.
-        batch: Pictures at a time.
 
     Raises:
         RecipeError: onnxruntime was asked for on another device than the CPU.
     """
+    engine = config.engine
+    if engine == "auto":
+        engine = "onnxruntime" if device == "cpu" else "torch"
     if engine == "onnxruntime" and device != "cpu":
         raise RecipeError(
             "onnxruntime runs on the CPU here",
@@ -87,22 +87,19 @@ def make_extractor(
             fix="--set features.engine=torch, or --device cpu",
         )
     graph = backbone_graph(backbone)
-    load = (
-        (lambda: onnx_engine(graph))
-        if engine == "onnxruntime"
-        else lambda: torch_engine(backbone, device)
-    )
-    name = engine if engine == "onnxruntime" else f"{engine} {device}"
+
+    def load() -> Engine:
+        return onnx_engine(graph) if engine == "onnxruntime" else torch_engine(backbone, device)
+
     # The file's content stands for the network, its weights, its normalisation and its layers.
     parts = {
         "format": FORMAT,
         "graph": content_hash(graph),
-        "engine": name,
+        "engine": [engine, device.partition(":")[0]],
         "spec": backbone.spec.to_dict(),
-        "flip": flip,
-        "width": backbone.width,
+        "flip": config.flip,
     }
-    return Extractor(graph, name, backbone.spec, flip, _digest(parts), load, batch)
+    return Extractor(graph, engine, backbone.spec, config.flip, _digest(parts), load, config.batch)
 
 
 def extract(

@@ -344,8 +344,8 @@ def _decide(
     """Return which cells are decided rightly, and which are known."""
     values, probabilities, known = _checked(values, probabilities)
     thresholds = np.asarray(thresholds, np.float64)
-    good = ((thresholds >= 0) & (thresholds <= 1)) | ~known.any(axis=0)
-    if thresholds.shape != values.shape[1:] or not good.all():
+    fits = thresholds.shape == values.shape[1:]
+    if not fits or not (((thresholds >= 0) & (thresholds <= 1)) | ~known.any(axis=0)).all():
         expected = f"{values.shape[1]} numbers in [0, 1], one an attribute"
         raise UserError("wrong thresholds", got=str(thresholds.tolist()), expected=expected)
     return (probabilities >= thresholds) == (values == 1), known
@@ -383,9 +383,8 @@ def _why_not_measured(
     reasons = {}
     for name, cells, measured in zip(names, values.T, np.any(known, axis=0), strict=True):
         if not measured and (name in not_trained or not np.isnan(cells).all()):
-            reasons[name] = (
-                f"not trained: {not_trained.get(name, 'the model has no output for it')}"
-            )
+            why = not_trained.get(name, "the model has no output for it")
+            reasons[name] = f"not trained: {why}"
         elif not measured:
             reasons[name] = f"no known cell among {len(values)} rows"
     for name in set(not_trained).difference(reasons):

@@ -1,4 +1,4 @@
-"""The pictures that a table names: where they are, which cannot be used, when those are too many."""
+"""The pictures that a table names: where they are, and which cannot be used."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from polytag.files import written_aside
@@ -34,7 +35,7 @@ def loss_curve(losses: Sequence[float], title: str, path: Path) -> None:
     axes.set_xlabel("iteration_number")
     axes.set_ylabel("training_loss")
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

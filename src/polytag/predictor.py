@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -56,7 +57,8 @@ class Predictor:
     """Answers for pictures with one model.
 
     Attributes:
-        info: What the model file says about itself.
+        path: The model file.
+        info: What it says about itself.
 
     Example:
         >>> predictor = load("runs/latest")                       # doctest: +SKIP
@@ -65,6 +67,7 @@ class Predictor:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.session = open_session(path)
         properties = self.session.get_modelmeta().custom_metadata_map
         self.info = ModelInfo.from_json(properties.get(KEY), str(path))
@@ -102,8 +105,7 @@ class Predictor:
                     got=f"{value:g}",
                     expected="a number above 0 and below 1",
                 )
-        other = Predictor.__new__(Predictor)
-        other.session = self.session
+        other = copy.copy(self)
         other.info = replace(self.info, thresholds=tuple(chosen.values()))
         return other
 

@@ -172,7 +172,8 @@ class _HeldOutLoss:
         with np.errstate(invalid="ignore"):
             per_attribute = self.sums / self.cells
         some = self.cells.any(axis=0)
-        return per_attribute[:, some].mean(axis=1)
+        means: Doubles = per_attribute[:, some].mean(axis=1)
+        return means
 
     def best(self) -> int:
         return int(np.argmin(self.means()[: self.reached]))
@@ -238,11 +239,16 @@ class _Solver:
 
         def precondition(u: Doubles) -> Doubles:
             inside = self.directions.T @ u.astype(np.float32)
-            return u * rest + self.directions @ ((along - rest) * inside).astype(np.float32)
+            moved: Doubles = u * rest + self.directions @ ((along - rest) * inside).astype(
+                np.float32
+            )
+            return moved
 
         def undo(w: Doubles) -> Doubles:
             inside = self.directions.T @ w.astype(np.float32)
-            return w / rest + self.directions @ ((1 / along - 1 / rest) * inside).astype(np.float32)
+            back = ((1 / along - 1 / rest) * inside).astype(np.float32)
+            moved: Doubles = w / rest + self.directions @ back
+            return moved
 
         shape = (len(weight) + 1, weight.shape[1])
         latest = 0.0

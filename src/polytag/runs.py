@@ -11,6 +11,7 @@ from typing import Any
 
 from polytag.errors import UserError
 from polytag.files import written_aside
+from polytag.metrics import Evaluation
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Run(os.PathLike[str]):
 
     Attributes:
         path: The run folder.
+        evaluation: Out-of-fold metrics.
         metrics: The content of ``metrics.json``.
     """
 
     path: Path
+    evaluation: Evaluation
     metrics: Mapping[str, Any]
 
     def __fspath__(self) -> str:

@@ -1,4 +1,4 @@
-"""Folds: groups undivided, and every attribute's present, absent and unknown cells spread evenly."""
+"""Folds: groups undivided, every attribute's classes and holes spread evenly."""
 
 from __future__ import annotations
 

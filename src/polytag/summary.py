@@ -6,7 +6,7 @@ import math
 
 from polytag.metrics import Evaluation, Value
 
-_NAME = 17  # columns left for an attribute's name
+_NAME = 15  # columns left for an attribute's name
 
 
 def headline(evaluation: Evaluation) -> str:
@@ -29,8 +29,8 @@ def table(evaluation: Evaluation) -> str:
     In brackets stands what a guess scores that never saw a picture.
     """
     macro = evaluation.macro
-    names = f"{'attribute':<{_NAME}} present absent   NA  AP    (guess)  AUC    F1    (guess)"
-    lines = [f"{names} accur.(guess)"]
+    names = f"{'attribute':<{_NAME}} present absent   NA  AP  guess    AUC   F1  guess    accuracy"
+    lines = [names]
     for a in evaluation.attributes:
         name = a.name if len(a.name) <= _NAME else f"{a.name[: _NAME - 1]}…"
         counts = f"{a.present:>7} {a.absent:>6} {a.na:>4}"
@@ -55,13 +55,16 @@ def table(evaluation: Evaluation) -> str:
 
 
 def _metrics(ap: Value, auc: Value, f1: Value, accuracy: Value) -> str:
-    return f"{_pair(ap)}  {_number(auc.value)}  {_pair(f1)} {_pair(accuracy)}"
+    return f"{_pair(ap)}  {_number(auc.value)}  {_pair(f1)}  {_pair(accuracy)}"
 
 
 def _pair(value: Value) -> str:
-    guess = "" if math.isnan(value.chance) else f"({value.chance:.3f})"
-    return f"{_number(value.value)} {guess:<7}"
+    guess = "" if math.isnan(value.chance) else f"({_number(value.chance)})"
+    return f"{_number(value.value)} {guess:<6}"
 
 
 def _number(value: float) -> str:
-    return "-    " if math.isnan(value) else f"{value:.3f}"
+    """Return four columns: .123, 1.00 or a dash."""
+    if math.isnan(value):
+        return "-   "
+    return f"{value:.3f}"[1:] if round(value, 3) < 1 else f"{value:.2f}"

@@ -270,6 +270,7 @@ def clean_name(name: str, where: str = "") -> str:
         where=where,
         got=repr(name[:80]),
         expected="a path inside the image folder, such as 'a.jpg' or 'day1/a.jpg'",
+        fix="correct the name or leave the row out",
     )
 
 

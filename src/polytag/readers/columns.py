@@ -23,16 +23,17 @@ MINUS_ONE = ("-1", "-1.0")
 _NAMELESS = re.compile(r"(unnamed: \d+)?", re.IGNORECASE)
 
 
-class TokenUse(NamedTuple):
+@dataclass(frozen=True)
+class TokenUse:
     """What one token became, and in how many label cells it stood.
 
     Attributes:
         meaning: present, absent or na.
-        cells: Number of cells.
+        count: Number of cells.
     """
 
     meaning: str
-    cells: int
+    count: int
 
 
 class Problem(NamedTuple):
@@ -139,8 +140,9 @@ class _Sorter:
             self.labels[name] = np.array([table[cell] for cell in column], dtype=np.float32)
             for cell, value in table.items():
                 if value is not None:
-                    seen = self.tokens.get(cell.strip(), TokenUse(meaning(value), 0))
-                    self.tokens[cell.strip()] = seen._replace(cells=seen.cells + counts[cell])
+                    seen = self.tokens.get(cell.strip())
+                    count = counts[cell] + (seen.count if seen else 0)
+                    self.tokens[cell.strip()] = TokenUse(meaning(value), count)
         elif all(cell.strip() in MINUS_ONE for cell in bad):
             self.minus[name] = column
         elif 2 * good < len(column) and not self.forced:
@@ -168,13 +170,14 @@ class _Sorter:
             f"{name!r} with {self._say(self.extra[name], next(self._bad(self.extra[name])))}"
             for name in names[:3]
         ]
+        fix = 'write one column for each attribute, or say with --values "WORD=present,'
+        fix += 'OTHER=absent" what its words mean'
         return TableError(
-            f"no label column among {plural(len(names), 'column')} beside the image's",
+            "no label column",
             where=self.source,
-            got=", ".join(shown) or "a single column",
+            got=", ".join(shown) or "the image column alone",
             expected=f"a column with {EXPECTED}",
-            fix='write one column for each attribute, or say with --values "WORD=present,'
-            'OTHER=absent" what its words mean',
+            fix=fix if shown else "divide the columns by commas, semicolons or tabs",
         )
 
     def _mixed(self, name: str, column: Sequence[str], others: str) -> TableError:

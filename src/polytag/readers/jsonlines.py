@@ -45,15 +45,16 @@ def read(data: bytes, source: str, words: Vocabulary) -> RawTable:
 
 
 def _object(line: str, where: str) -> dict[str, object]:
+    fix = "write one object with one key for each attribute on each line"
+
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise TableError("the same key twice in one object", where=where, got=repr(twice))
+            raise TableError("the same key twice", where=where, got=repr(twice), fix=fix)
         return found
 
-    fix = "write one object with one key for each attribute on each line"
     try:
         value = json.loads(
             line, object_pairs_hook=unique, parse_int=str, parse_float=str, parse_constant=str

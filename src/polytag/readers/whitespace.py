@@ -36,9 +36,7 @@ def read(data: bytes, source: str, words: Vocabulary) -> RawTable:
     header: tuple[int, list[str]] | None = None
     if lines and words.is_header(_fields(lines[0][1])):
         header, lines = (lines[0][0], _fields(lines[0][1])), lines[1:]
-    for number, line in lines:
-        if line.startswith('"') and not _QUOTED.match(line):
-            raise TableError("a quote is not closed", where=place(source, number), got=line[:60])
+    _refuse_open_quotes(lines, source)
     if not lines:
         return RawTable(None, [], [], notes)
 
@@ -89,6 +87,18 @@ def split_line(line: str, words: Vocabulary) -> tuple[str, list[str]]:
         count += 1
     name = line.rsplit(None, count)[0] if count else line
     return name, fields[len(fields) - count :]
+
+
+def _refuse_open_quotes(lines: list[tuple[int, str]], source: str) -> None:
+    for number, line in lines:
+        if line.startswith('"') and not _QUOTED.match(line):
+            raise TableError(
+                "the quote around the name is not closed",
+                where=place(source, number),
+                got=line[:60],
+                expected='"my photo.jpg" 1 NA',
+                fix='close the quote; a quote inside the name is written twice ("")',
+            )
 
 
 def _fields(text: str) -> list[str]:

@@ -1,0 +1,177 @@
+"""What a run leaves behind: its tables, pictures, card, weights and model file."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from polytag import plots, runs
+from polytag.backbone import Backbone
+from polytag.card import model_card
+from polytag.config import Recipe, to_toml
+from polytag.files import write_text, written_aside
+from polytag.graph import write_model
+from polytag.images import decode
+from polytag.metrics import Evaluation
+from polytag.model import Classifier
+from polytag.modelfile import ModelInfo
+from polytag.pictures import Skipped
+from polytag.probe import ProbeFit
+from polytag.table import LabelTable
+
+_SAMPLES = 12  # pictures in sample_predictions.png: what a screen shows at once
+_PACKAGES = ("polytag", "numpy", "onnxruntime", "pillow", "scipy", "timm", "torch")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Everything a finished training knows.
+
+    Attributes:
+        recipe: As resolved.
+        table: The N rows that were used, K attributes.
+        paths: N files.
+        hashes: N content hashes.
+        groups: int (N,); rows of one number stayed on one side.
+        folds: int (N,).
+        skipped: The rows that were not used.
+        learnt: The columns that were trained.
+        left_out: The other attributes, with the reason.
+        probabilities: float32 (N, K), out of fold; NaN columns: not trained.
+        thresholds: float64 (K,).
+        evaluation: Of these probabilities.
+        probe: The fitted probe.
+        backbone: The network under it.
+        graph: The network's ONNX file.
+        seconds: How long it took.
+    """
+
+    recipe: Recipe
+    table: LabelTable
+    paths: list[Path]
+    hashes: list[str]
+    groups: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    skipped: list[Skipped]
+    learnt: list[int]
+    left_out: dict[str, str]
+    probabilities: NDArray[np.float32]
+    thresholds: NDArray[np.float64]
+    evaluation: Evaluation
+    probe: ProbeFit
+    backbone: Backbone
+    graph: Path
+    seconds: float
+
+
+def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
+    """Fill a run folder; model.onnx comes last, so that a folder which has one is finished.
+
+    Returns:
+        The content of ``metrics.json``.
+    """
+    info = _model_info(outcome)
+    metrics = outcome.evaluation.to_dict() | {
+        "rows": len(outcome.table),
+        "skipped": len(outcome.skipped),
+        "folds": outcome.recipe.split.folds,
+        "l2": outcome.probe.l2,
+        "l2_of_fold": list(outcome.probe.l2_of_fold),
+        "deployed": "refitted on all rows",
+        "seconds": round(outcome.seconds, 1),
+    }
+    write_text(run / "config.toml", to_toml(outcome.recipe))
+    write_text(run / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    card = model_card(info, outcome.evaluation, outcome.recipe, len(outcome.table))
+    write_text(run / "README.md", card)
+    _write_tables(run, outcome)
+    _write_out_of_fold(run / "oof.parquet", outcome)
+    plots.loss_curve(outcome.probe.losses, outcome.recipe.title, run / "loss_curve.png")
+    plots.sample_predictions(
+        _samples(outcome), outcome.table.attributes, run / "sample_predictions.png"
+    )
+    classifier = Classifier(outcome.backbone.cpu(), len(outcome.learnt))
+    classifier.set_head(outcome.probe.head)
+    with written_aside(run / "weights.safetensors") as aside:
+        save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, aside)
+    write_model(outcome.graph, outcome.probe.head, info, run / "model.onnx")
+    return metrics
+
+
+def _model_info(outcome: Outcome) -> ModelInfo:
+    table, whole = outcome.table, outcome.evaluation.to_dict()
+    kinds = ("present", "absent", "na")
+    counts = zip(table.attributes, table.counts().tolist(), strict=True)
+    versions = {package: version(package) for package in _PACKAGES}
+    return ModelInfo(
+        attributes=tuple(table.attributes[k] for k in outcome.learnt),
+        thresholds=tuple(float(outcome.thresholds[k]) for k in outcome.learnt),
+        preprocess=outcome.backbone.spec,
+        left_out=outcome.left_out,
+        counts={name: dict(zip(kinds, row, strict=True)) for name, row in counts},
+        # Where the data lay is nobody's business who gets the model.
+        recipe=outcome.recipe.model_dump(mode="json", exclude={"data"}),
+        metrics={"macro": whole["macro"], "over": whole["over"]},
+        versions=versions | {"python": platform.python_version()},
+        weights_licence=outcome.backbone.licence,
+    )
+
+
+def _write_tables(run: Path, outcome: Outcome) -> None:
+    runs.write_rows(
+        run / "history.csv",
+        ["iteration_number", "training_loss", "lr", "stage"],
+        ([i, f"{loss:.8g}", None, "probe"] for i, loss in enumerate(outcome.probe.losses, 1)),
+    )
+    runs.write_rows(
+        run / "splits.csv",
+        ["image", "content_hash", "group", "fold"],
+        zip(outcome.table.images, outcome.hashes, outcome.groups, outcome.folds, strict=True),
+    )
+    runs.write_rows(
+        run / "skipped.csv",
+        ["image", "where", "reason"],
+        ([row.image, row.where, row.reason] for row in outcome.skipped),
+    )
+
+
+def _write_out_of_fold(path: Path, outcome: Outcome) -> None:
+    table, learnt = outcome.table, outcome.learnt
+    names, rows = [table.attributes[k] for k in learnt], len(table)
+    long = pl.DataFrame(
+        {
+            "image": [image for image in table.images for _ in names],
+            "attribute": names * rows,
+            "truth": pl.Series(table.values[:, learnt].ravel()).fill_nan(None).cast(pl.Int8),
+            "probability_raw": outcome.probabilities[:, learnt].ravel(),
+            "probability_calibrated": pl.Series([None] * (rows * len(names)), dtype=pl.Float32),
+            "fold": np.repeat(outcome.folds, len(names)),
+            "threshold": np.tile(outcome.thresholds[learnt], rows),
+        }
+    )
+    with written_aside(path) as aside:
+        long.write_parquet(aside)
+
+
+def _samples(outcome: Outcome) -> list[plots.Sample]:
+    rng = np.random.default_rng(outcome.recipe.seed)
+    rows = sorted(rng.permutation(len(outcome.table))[:_SAMPLES])
+    return [
+        plots.Sample(
+            outcome.table.images[row],
+            decode(outcome.paths[row]),
+            outcome.table.values[row],
+            outcome.probabilities[row],
+            outcome.thresholds,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,373 @@
+"""The command line: one function a verb, which parses, makes one library call, and prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from polytag import __version__
+from polytag.errors import PolytagError, RecipeError, SkippedError, UserError
+
+if TYPE_CHECKING:
+    from polytag.predictions import Predictions
+    from polytag.table import LabelTable
+
+F = TypeVar("F", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="polytag")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no log, results only.")
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+@click.pass_context
+def cli(context: click.Context, quiet: bool, debug: bool) -> None:
+    """Train, judge and use classifiers of many attributes from a label table with holes."""
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr
+    )
+    for noisy in ("PIL", "onnxscript", "onnx_ir", "torch", "matplotlib", "httpx", "timm"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if not debug:
+        warnings.filterwarnings("ignore")  # of libraries, about themselves; ours are log lines
+    context.obj = debug
+
+
+def table_options(command: F) -> F:
+    """Add what says how to read a label table."""
+    options = (
+        click.argument("labels", type=_PATH),
+        click.option("--attributes", metavar="A,B,C", help="Label columns, or names for them."),
+        click.option("--ignore", multiple=True, metavar="COLUMN", help="Leave a column out."),
+        click.option("--values", metavar="TEXT", help='Such as "1=present,0=absent,-1=na".'),
+        click.option("--image-column", metavar="COLUMN", help="The column of picture names."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def images_options(command: F) -> F:
+    """Add the folder of pictures and what happens to those that cannot be used."""
+    options = (
+        click.option("--images", type=_PATH, required=True, help="The folder of pictures."),
+        click.option("--strict", is_flag=True, help="Stop at the first picture that is broken."),
+        _max_skipped,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_max_skipped = click.option(
+    "--max-skipped",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of pictures that may be missing or broken.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def read(
+    labels: Path,
+    attributes: str | None,
+    ignore: tuple[str, ...],
+    values: str | None,
+    image_column: str | None,
+) -> LabelTable:
+    """Read the label table of a command."""
+    from polytag.table import read_table
+
+    return read_table(
+        labels, attributes=attributes, ignore=ignore, values=values, image_column=image_column
+    )
+
+
+@cli.command()
+@table_options
+@images_options
+@_json
+def inspect(
+    labels: Path, images: Path, strict: bool, max_skipped: float, as_json: bool, **reading: Any
+) -> None:
+    """Say what a label table and its pictures hold, and what is wrong with them."""
+    from polytag.inspection import inspect_data
+    from polytag.pictures import refuse_too_many
+
+    found = inspect_data(read(labels, **reading), images)
+    click.echo(json.dumps(found.to_dict(), ensure_ascii=False) if as_json else found.to_text())
+    refuse_too_many(found.skipped, len(found.table), strict=strict, most=max_skipped)
+
+
+@cli.command()
+@table_options
+@images_options
+@click.option("--recipe", default="probe", show_default=True, help="A name or a .toml file.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe.")
+@click.option("--backbone", help="Any timm model.  [--set backbone.name=]")
+@click.option("--weights", help="embedded, hub, none or a file.  [--set backbone.weights=]")
+@click.option("--name", help="Of the run.  [default: probe-1, probe-2 ...]")
+@click.option("--runs", type=_PATH, default="runs", show_default=True, help="Where runs are kept.")
+@click.option("--seed", type=int, help="[--set seed=]")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.  [--set device=]")
+@click.option("--title", help="Of loss_curve.png.  [--set title=]")
+@_json
+def train(**options: Any) -> None:
+    """Train a classifier, judge it out of fold, and leave a run folder."""
+    from polytag.config import parse_changes
+
+    changes = parse_changes(options["settings"])
+    flags = {"backbone.name": "backbone", "backbone.weights": "weights"}
+    flags |= {key: key for key in ("seed", "device", "title")}
+    changes |= {key: options[flag] for key, flag in flags.items() if options[flag] is not None}
+    reading = {k: options[k] for k in ("attributes", "ignore", "values", "image_column")}
+    table = read(options["labels"], **reading)
+    log = logging.getLogger("polytag")
+    for note in table.notes:
+        log.info("%s", note)
+    for name, reason in table.warnings:
+        log.warning("%s is not trained: %s", name, reason)
+    lists = ("attributes", "ignore")
+    given = {f"data.{k}": _words(v) if k in lists else v for k, v in reading.items() if v}
+    from polytag.train import fit  # after the table's errors, which need no torch
+
+    run = fit(
+        table,
+        options["images"],
+        recipe=options["recipe"],
+        changes=changes | given,
+        name=options["name"],
+        folder=options["runs"],
+        strict=options["strict"],
+        max_skipped=options["max_skipped"],
+    )
+    if options["as_json"]:
+        click.echo(json.dumps({"run": str(run.path), **run.metrics}, ensure_ascii=False))
+        return
+    from polytag.summary import headline
+    from polytag.summary import table as metrics_table
+
+    click.echo(f"{headline(run.evaluation)}\n\n{metrics_table(run.evaluation)}")
+    click.echo(
+        f"\nrun: {run.path}   {run.metrics['rows']} pictures, {run.metrics['skipped']} skipped"
+    )
+    click.echo(f"next: polytag predict {run.path} PHOTO.jpg")
+
+
+@cli.command()
+@click.argument("run", type=_PATH)
+@table_options
+@images_options
+@click.option("--threshold", type=float, help="For every attribute.")
+@click.option("--thresholds", metavar="A=0.4,B=0.7", help="For some attributes.")
+@_json
+def evaluate(run: Path, **options: Any) -> None:
+    """Judge a run or a model.onnx on labelled pictures."""
+    from polytag.evaluate import evaluate as judge
+    from polytag.predictor import load
+    from polytag.summary import headline
+    from polytag.summary import table as metrics_table
+
+    reading = {k: options[k] for k in ("attributes", "ignore", "values", "image_column")}
+    predictor = load(run).with_thresholds(
+        options["threshold"], parse_thresholds(options["thresholds"])
+    )
+    judged = judge(
+        predictor,
+        read(options["labels"], **reading),
+        options["images"],
+        strict=options["strict"],
+        max_skipped=options["max_skipped"],
+    )
+    if options["as_json"]:
+        click.echo(json.dumps(judged.to_dict(), ensure_ascii=False))
+        return
+    click.echo(f"{headline(judged.evaluation)}\n\n{metrics_table(judged.evaluation)}")
+    click.echo(
+        f"\n{judged.rows} pictures measured, {len(judged.skipped)} skipped. {judged.warning}"
+    )
+
+
+@cli.command()
+@click.argument("run", type=_PATH)
+@click.argument("pictures", nargs=-1, required=True)
+@click.option("--threshold", type=float, help="For every attribute.")
+@click.option("--thresholds", metavar="A=0.4,B=0.7", help="For some attributes.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "jsonl", "csv", "parquet"]),
+    help="[default: by --out's ending, else text]",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--out", type=_PATH, help="Write to a file instead of the terminal.")
+@_max_skipped
+def predict(
+    run: Path,
+    pictures: tuple[str, ...],
+    threshold: float | None,
+    thresholds: str | None,
+    form: str | None,
+    as_json: bool,
+    out: Path | None,
+    max_skipped: float,
+) -> None:
+    """Say which attributes pictures show: files, folders, 'patterns*.jpg'."""
+    from polytag.images import find_images
+    from polytag.predictor import load
+    from polytag.progress import progress
+
+    form = choose_format("json" if as_json else form, out)
+    predictor = load(run).with_thresholds(threshold, parse_thresholds(thresholds))
+    paths = find_images(pictures)
+    failed: list[str] = []
+
+    def answers() -> Iterator[Predictions]:
+        with progress("predicting", len(paths), "pictures") as advance:
+            for chunk in predictor.stream((str(path), path) for path in paths):
+                failed.extend(error for error in chunk.errors if error)
+                advance(len(chunk))
+                yield chunk
+
+    write_predictions(answers(), form, out)
+    for error in failed if form != "text" else ():
+        logging.getLogger("polytag").warning("%s", error)
+    if len(failed) > max_skipped * len(paths):
+        raise SkippedError(f"{len(failed)} of {len(paths)} pictures could not be read")
+
+
+def choose_format(form: str | None, out: Path | None) -> str:
+    """Return the format asked for, else the one that the file's name ends with."""
+    known = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".txt": "text"}
+    known[".parquet"] = "parquet"
+    if form is None:
+        form = known.get(out.suffix.lower(), "text") if out else "text"
+    if form == "parquet" and out is None:
+        raise RecipeError("Parquet is not for the terminal", fix="add --out FILE.parquet")
+    return form
+
+
+def write_predictions(chunks: Iterator[Predictions], form: str, out: Path | None) -> None:
+    """Write predictions in one of the formats, to a file (whole or not at all) or the terminal."""
+    from polytag.files import written_aside
+    from polytag.predictions import WRITERS, write_parquet
+
+    if out is None:
+        WRITERS[form](chunks, sys.stdout)
+        return
+    with written_aside(out) as aside:
+        if form == "parquet":
+            write_parquet(chunks, aside)
+        else:
+            with aside.open("w", encoding="utf-8", newline="") as file:
+                WRITERS[form](chunks, file)
+
+
+def parse_thresholds(text: str | None) -> dict[str, float]:
+    """Read ``black=0.4,red=0.7``.
+
+    Raises:
+        RecipeError: Something else.
+
+    Example:
+        >>> parse_thresholds("black=0.4,red=0.7")
+        {'black': 0.4, 'red': 0.7}
+    """
+    found: dict[str, float] = {}
+    for word in (text or "").split(","):
+        name, equals, number = word.rpartition("=")
+        try:
+            if word.strip():
+                found[name.strip()] = float(number)
+        except ValueError:
+            equals = ""
+        if word.strip() and not equals:
+            raise RecipeError("not a threshold", got=repr(word), expected="ATTRIBUTE=NUMBER")
+    return found
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_json
+def recipes(name: str | None, as_json: bool) -> None:
+    """List the recipes, or print one whole, every field explained."""
+    from polytag.config import load_recipe, recipe_names, to_toml
+
+    if name is None:
+        known = {each: load_recipe(each).description for each in recipe_names()}
+        lines = (f"{each:<12} {text}" for each, text in known.items())
+        click.echo(json.dumps(known) if as_json else "\n".join(lines))
+    else:
+        recipe = load_recipe(name)
+        click.echo(recipe.model_dump_json() if as_json else to_toml(recipe), nl=as_json)
+
+
+@cli.command()
+@click.option(
+    "--folder", type=_PATH, default="polytag-demo", show_default=True, help="Where to put it all."
+)
+@click.option(
+    "--seed", type=int, default=42, show_default=True, help="Other pictures, other folds."
+)
+@_json
+def demo(folder: Path, seed: int, as_json: bool) -> None:
+    """Draw pictures with labels, train on them, predict, and say where to look."""
+    from polytag.demo import run_demo
+
+    shown = run_demo(folder, seed=seed)
+    click.echo(json.dumps(shown.to_dict(), ensure_ascii=False) if as_json else shown.to_text())
+
+
+def _words(value: str | tuple[str, ...]) -> list[str]:
+    """Return a list of names from ``a,b`` or from an option given several times."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
+
+
+@contextmanager
+def _one_line(debug: Callable[[], bool]) -> Iterator[None]:
+    """Turn what went wrong into a line on stderr and an exit code."""
+    try:
+        yield
+    except PolytagError as error:
+        if debug():
+            traceback.print_exc()
+        kind = "error" if isinstance(error, UserError) else "too many skipped"
+        click.echo(f"{kind}: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Run the command line; exit codes: see CONTRIBUTING.md.
+
+    0 done, 2 the user can mend it, 3 more skipped than allowed, 101 a defect of polytag,
+    130 interrupted.
+    """
+    debug = "--debug" in sys.argv
+    try:
+        with _one_line(lambda: debug):
+            cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `polytag predict ... | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+        click.echo("This is a defect of polytag, not of your data. Please report it.", err=True)
+        sys.exit(101)

@@ -1,0 +1,120 @@
+"""What a label table and its pictures hold, before anything is trained."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from polytag.errors import UserError
+from polytag.images import content_hash, decode
+from polytag.pictures import Skipped, locate, skipped_rows
+from polytag.pipeline import stream
+from polytag.progress import progress
+from polytag.table import LabelTable
+
+_LISTED = 10  # skipped pictures shown as text; JSON has them all
+_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        table: The labels.
+        usable: How many rows have a picture that can be decoded.
+        skipped: The other rows, each with its reason.
+        identical: Groups of rows (names) whose pictures are byte-identical.
+    """
+
+    table: LabelTable
+    usable: int
+    skipped: list[Skipped]
+    identical: list[list[str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        table = self.table
+        counts = zip(table.attributes, table.counts(), strict=True)
+        return {
+            "table": table.source,
+            "rows": len(table),
+            "attributes": [
+                {"name": name, "present": int(p), "absent": int(a), "na": int(n)}
+                for name, (p, a, n) in counts
+            ],
+            "extra_columns": list(table.extra),
+            "tokens": {token: use._asdict() for token, use in table.tokens.items()},
+            "notes": list(table.notes),
+            "warnings": [f"{name}: {reason}" for name, reason in table.warnings],
+            "usable": self.usable,
+            "skipped": [asdict(row) for row in self.skipped],
+            "identical": self.identical,
+        }
+
+    def to_text(self) -> str:
+        """Return what a person wants to know, in at most 80 columns where names allow it."""
+        table = self.table
+        lines = [f"{table.source}: {len(table)} pictures, {len(table.attributes)} attributes"]
+        lines += [f"  {note}" for note in table.notes]
+        lines += ["", f"{'attribute':<24} {'present':>8} {'absent':>8} {'NA':>8}  prevalence"]
+        for name, (present, absent, na) in zip(table.attributes, table.counts(), strict=True):
+            known = present + absent
+            share = f"{present / known:10.1%}" if known else "         -"
+            lines.append(f"{name:<24} {present:>8} {absent:>8} {na:>8}  {share}")
+        lines += ["", "what the cells became:"]
+        for token, use in table.tokens.items():
+            lines.append(f"  {token or '(empty)':<12} -> {use.meaning:<8} {use.cells:>8} cells")
+        lines += ["", "first rows:"]
+        for row in range(min(_ROWS, len(table))):
+            cells = " ".join("NA" if v != v else f"{v:.0f}" for v in table.values[row, :12])
+            more = " ..." if len(table.attributes) > 12 else ""
+            lines.append(f"  {table.images[row]}: {cells}{more}")
+        lines += ["", f"pictures: {self.usable} can be used, {len(self.skipped)} cannot"]
+        lines += [f"  {r.image} ({r.where}): {r.reason}" for r in self.skipped[:_LISTED]]
+        if len(self.skipped) > _LISTED:
+            lines.append(f"  and {len(self.skipped) - _LISTED} more (--json lists them all)")
+        if self.identical:
+            count = sum(map(len, self.identical))
+            lines.append(
+                f"  {len(self.identical)} groups of byte-identical files ({count} rows), such as "
+                f"{' = '.join(self.identical[0][:2])}"
+            )
+        for name, reason in table.warnings:
+            lines.append(f"warning: {name} cannot be trained: {reason}")
+        return "\n".join(lines)
+
+
+def inspect_data(table: LabelTable, images: str | os.PathLike[str]) -> Inspection:
+    """Decode every picture of a table once, and gather what there is to know.
+
+    Raises:
+        UserError: There is no such folder, or a name leads out of it.
+    """
+    paths, errors = locate(table, Path(images))
+    there = [row for row in range(len(table)) if row not in errors]
+    hashes: dict[int, str] = {}
+
+    def look(row: int) -> str:
+        decode(paths[row], name=table.images[row])
+        return content_hash(paths[row])
+
+    with progress("reading", len(there), "pictures") as advance:
+        for row, result in stream(there, look):
+            if isinstance(result, UserError):
+                errors[row] = result
+            else:
+                hashes[row] = result
+            advance(1)
+    repeated = [text for text, count in Counter(hashes.values()).items() if count > 1]
+    return Inspection(
+        table=table,
+        usable=len(hashes),
+        skipped=skipped_rows(table, errors),
+        identical=[
+            [table.images[row] for row, text in hashes.items() if text == same] for same in repeated
+        ],
+    )
