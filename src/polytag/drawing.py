@@ -26,10 +26,10 @@ ATTRIBUTES = {
     "pockets": 0.81,  # one pocket or two on the front
     "patterned": 0.53,  # stripes, checks, dots, flowers ... all over the cloth
     "belt": 0.08,  # a belt with a buckle around the waist
-    "washable": 0.5,  # a coin
+    "washable": 0.5,
 }
+CHANCE = ("washable",)
 NA_SHARE = 0.1
-MISSING, BROKEN = 3, 1  # rows whose file is not there, and whose file ends too early
 
 Rng = np.random.Generator
 Points = NDArray[np.float64]  # (n, 2), or (m, n, 2) for many shapes
@@ -54,10 +54,8 @@ CUTS = (
     Cut((0.17, 0), (1.25, 1.5), (0.4, 0.46), (0.4, 0.48), (0.44, 0.5), (0.25, 0.5)),  # t-shirt
     Cut((0.08, 0), (1.15, 1.45), (0.34, 0.42), (0.36, 0.5), (0.36, 0.42)),  # top
     Cut((0.13, 0), (1.25, 1.45), (0.4, 0.48), (0.38, 0.46), (0.46, 0.52), (0.85, 1)),  # jumper
-    Cut(
-        (0.16, 0.05), (1.35, 1.6), (0.38, 0.44), (0.4, 0.48), (0.44, 0.5), (0.85, 1), True
-    ),  # shirt
-    Cut((0.13, 0.25), (1.7, 2.3), (0.4, 0.46), (0.46, 0.62), (0.46, 0.52), (0.9, 1), True),  # coat
+    Cut((0.16, 0), (1.35, 1.6), (0.38, 0.44), (0.4, 0.48), (0.44, 0.5), (0.9, 1), True),  # shirt
+    Cut((0.13, 0.3), (1.7, 2.3), (0.4, 0.46), (0.46, 0.62), (0.46, 0.52), (0.9, 1), True),  # coat
     Cut((0.14, 0.3), (1.7, 2.4), (0.28, 0.36), (0.42, 0.9), (0.36, 0.44), (0, 0.8)),  # dress
     Cut((0.1, 0.15), (0.8, 1.5), (0.28, 0.34), (0.42, 0.9)),  # skirt
     Cut((0.09, 0.25), (1, 2), (0.3, 0.36), (0.14, 0.22), legs=True),  # trousers
@@ -66,6 +64,7 @@ HUES = (0.0, 0.03, 0.07, 0.11, 0.15, 0.3, 0.4, 0.48, 0.55, 0.6, 0.65, 0.75, 0.85
 PETALS = {"dots": (0, 0.0), "flowers": (5, 0.35), "stars": (5, 0.6), "leaves": (2, 0.6)}
 BAG = [[-1, -1], [1, -1], [1, 0.8], [0.6, 1.2], [-0.6, 1.2], [-1, 0.8], [-1, -1]]
 FLAP = [[-1.1, -1], [1.1, -1], [1.1, -0.4], [0, -0.1], [-1.1, -0.4], [-1.1, -1]]
+SQUARE = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
 BLOCKS = {"room": (3, 0.12, 0.45, 3), "street": (7, 0.3, 0.9, 7)}  # count, sizes, panes below
 
 
@@ -82,14 +81,12 @@ class DrawnDataset:
 
 
 def draw_dataset(folder: Path, *, count: int = 975, seed: int = 42) -> DrawnDataset:
-    """Draw garment pictures and their label table.
-
-    The same seed gives the same bytes; a smaller count gives the first of the same pictures.
+    """Draw garment pictures and their label table; three files are missing, one is truncated.
 
     Args:
         folder: Does not exist yet, or is empty.
-        count: Rows of the table, at least 5: three get no file and one a truncated file.
-        seed: Any integer from 0.
+        count: Rows of the table, at least 5; fewer rows show the first of the same pictures.
+        seed: Any integer from 0; the same one gives the same bytes.
 
     Raises:
         UserError: The folder holds something already; count or seed is too small.
@@ -101,27 +98,24 @@ def draw_dataset(folder: Path, *, count: int = 975, seed: int = 42) -> DrawnData
         ...     len(list(drawn.images.iterdir())), drawn.labels.read_text().splitlines()[0]
         (3, 'image,coloured,pockets,patterned,belt,washable')
     """
-    folder, lost = Path(folder), MISSING + BROKEN
+    folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        what = "the pictures need an empty folder, and something is already here"
         fix = "name a folder that does not exist, or empty this one"
-        raise UserError(what, where=str(folder), fix=fix)
-    if count <= lost or seed < 0:
-        got, expected = f"count {count} and seed {seed}", f"a count from {lost + 1}, a seed from 0"
-        raise UserError("this data set cannot be drawn", got=got, expected=expected)
+        raise UserError("something is already here", where=str(folder), fix=fix)
+    if count < 5 or seed < 0:
+        what = f"cannot draw {count} pictures from seed {seed}"
+        raise UserError(what, expected="a count from 5 and a seed from 0")
     images, labels = folder / "images", folder / "labels.csv"
     images.mkdir(parents=True)
     names = [f"garment_{index:04d}.jpg" for index in range(count)]
-    spread = tuple(names[count * k // (lost + 1)] for k in range(1, lost + 1))
-    missing, broken = spread[:MISSING], spread[MISSING:]
-    lines = [["image", *ATTRIBUTES]]
+    *missing, broken = (names[count * fifth // 5] for fifth in (1, 2, 3, 4))
+    lines = [["image", *ATTRIBUTES], *([n, *table_cells(seed, k)] for k, n in enumerate(names))]
     for index, name in enumerate(names):
-        lines.append([name, *table_cells(seed, index)])
         if name not in missing:
             data = draw_picture(seed, index)
-            (images / name).write_bytes(data[: len(data) // 2] if name in broken else data)
+            (images / name).write_bytes(data[: len(data) // 2] if name == broken else data)
     labels.write_bytes("".join(",".join(line) + "\n" for line in lines).encode())
-    return DrawnDataset(labels, images, tuple(ATTRIBUTES), ("washable",), missing, broken)
+    return DrawnDataset(labels, images, tuple(ATTRIBUTES), CHANCE, tuple(missing), (broken,))
 
 
 def truth(seed: int, index: int) -> dict[str, bool]:
@@ -147,16 +141,11 @@ class Canvas(NamedTuple):
 
     def mark(self, shapes: Points, fill: Colour | int, width: float = 0.0) -> None:
         """Fill one shape or many; if a width is given, stroke their lines instead."""
-        x, y = shapes[..., 0], shapes[..., 1]
-        bent = np.stack([x + self.bend * np.sin(2.2 * y + self.phase), y], -1)
-        draw, pixels = ImageDraw.Draw(self.image), bent @ self.matrix.T + self.origin
+        sway = self.bend * np.sin(2.2 * shapes[..., 1:] + self.phase) * [1, 0]
+        draw, pixels = ImageDraw.Draw(self.image), (shapes + sway) @ self.matrix.T + self.origin
         thick = max(1, round(width * float(np.hypot(*self.matrix[:, 1]))))
         for flat in pixels.reshape(-1, 2 * shapes.shape[-2]).tolist():
             draw.line(flat, fill, thick) if width else draw.polygon(flat, fill)
-
-
-def box(x: float, y: float, width: float, height: float) -> Points:
-    return np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * [width, height] + [x, y]
 
 
 def motif(centres: Points, radius: float, petals: int = 0, depth: float = 0.0) -> Points:
@@ -168,17 +157,17 @@ def motif(centres: Points, radius: float, petals: int = 0, depth: float = 0.0) -
 
 def rows(step: float, angle: float = 0.0, zigzag: float = 0.0) -> Points:
     """Parallel lines across the whole garment, their points one step apart."""
-    lattice = np.stack(np.meshgrid(*[np.arange(-1.7, 1.7, step)] * 2), -1)
-    lattice[:, ::2, 1] += zigzag
-    way = np.array([np.cos(angle), np.sin(angle)])
-    return lattice @ np.array([way, [-way[1], way[0]]]) + [0, 1.1]
+    x, y = np.meshgrid(*[np.arange(-1.7, 1.7, step)] * 2)
+    y[:, ::2] += zigzag
+    c, s = np.cos(angle), np.sin(angle)
+    return np.stack([c * x - s * y, s * x + c * y + 1.1], -1)
 
 
 def ribbon(path: Points, *widths: float) -> Points:
-    """The area along a path, so many half widths wide at its points: sleeves, belts, limbs."""
+    """The area along a path, so many half widths wide at its points: sleeves, legs, limbs."""
     way = np.gradient(path, axis=0)
-    side = np.stack([-way[:, 1], way[:, 0]], -1) / np.linalg.norm(way, axis=1)[:, None]
-    side *= np.array(widths)[:, None]
+    half = np.array(widths) / np.linalg.norm(way, axis=1)
+    side = np.stack([-way[:, 1], way[:, 0]], -1) * half[:, None]
     return np.concatenate([path + side, (path - side)[::-1]])
 
 
@@ -196,7 +185,7 @@ def mix(one: Colour, other: Colour, share: float) -> Colour:
     return tuple(round(p + (q - p) * share) for p, q in zip(one, other, strict=True))
 
 
-def paint(rng: Rng, depth: Range = (0, 0.5), value: Range = (0.2, 1), hue: float = -1) -> Colour:
+def paint(rng: Rng, depth: Range = (0, 0.5), value: Range = (0.25, 1), hue: float = -1) -> Colour:
     """A colour: of any hue, unless one is given; the deep ones are not the brightest."""
     hue = (rng.choice(HUES) if hue < 0 else hue) + rng.normal(0, 0.015)
     saturation = rng.uniform(*depth)
@@ -222,29 +211,27 @@ def tailor(cut: Cut, rng: Rng) -> Shape:
     length, waist, hem, shoulder, sleeve = (rng.uniform(*limits) for limits in cut[1:6])
     level = rng.uniform(0.92, 1.02) if shoulder else 0.06
     arms, parts = [], []
-    half: list[list[float]]
     for side in (-1, 1):
         down = rng.uniform(0.5, 1.45) + np.array([0, rng.uniform(-0.4, 0.4)])
-        steps = np.cumsum(np.stack([np.cos(down), np.sin(down)], -1) * 0.55, axis=0)
-        arm = np.array([(shoulder or 0.44) - 0.04, 0.26]) + [[0, 0], *steps]
+        steps = 0.55 * np.stack([np.cos(down), np.sin(down)], -1)
+        arm = np.cumsum([[(shoulder or 0.44) - 0.04, 0.26], *steps], axis=0)
         arms.append(arm * [side, 1])
         if sleeve > 0.2:
             cloth = ribbon(arm[0] + (arm - arm[0]) * sleeve, 0.19, 0.17 - 0.02 * sleeve, 0.14)
             cloth[0], cloth[-1] = (0.42, 0.48), (shoulder - 0.02, 0.09)  # armpit, shoulder
             parts.append(rounded(cloth, 3) * [side, 1])
         if cut.legs:
-            foot = [waist * 0.6 + rng.uniform(0, 0.15), length]
-            leg = np.array([[0.5 * waist, 0.3], [0.54 * waist, 0.75], foot]) * [side, 1]
-            parts.append(ribbon(leg, 0.5 * waist, 0.5 * waist, hem))
+            leg = np.array([[0.52 * waist, 0.3], [rng.uniform(0.6, 1.1) * waist, length]])
+            parts.append(ribbon(leg * [side, 1], 0.52 * waist, hem))
     if cut.legs:
-        half = [[0, 0], [waist, 0], [waist * 1.05, 0.62], [0, 0.66]]
+        half = np.array([[0, 0], [waist, 0], [waist * 1.05, 0.62], [0, 0.66]])
     elif not shoulder:
-        half = [[0, 0], [waist, 0], [waist * 1.25, 0.35], [hem, length], [0, length]]
+        half = np.array([[0, 0], [waist, 0], [waist * 1.25, 0.35], [hem, length], [0, length]])
     else:
         neck, hip = rng.uniform([0.13, 0.08], [0.2, 0.3]), [0.5 * (waist + hem), level + 0.2]
         top = [[0, neck[1]], [neck[0], 0], [shoulder, 0.1], [0.42, 0.48]]
-        half = [*top, [waist, level], hip, [hem, length], [0, length]]
-    body = rounded(np.array([*half, *([-x, y] for x, y in half[-2:0:-1])]))
+        half = np.array([*top, [waist, level], hip, [hem, length], [0, length]])
+    body = rounded(np.concatenate([half, half[-2:0:-1] * [-1, 1]]))
     body[:, 1] += 0.03 * np.sin(rng.uniform(6, 16) * body[:, 0]) * (body[:, 1] / length) ** 8
     return Shape(cut, bool(shoulder), [*parts, body], arms, level, waist, length, hem)
 
@@ -277,17 +264,17 @@ def sew_pockets(canvas: Canvas, shape: Shape, rng: Rng, inside: Colour, line: Co
 
 def sew_trim(canvas: Canvas, shape: Shape, rng: Rng, line: Colour, accent: Colour) -> None:
     """What a garment has whatever its attributes: often an ornament, a collar, buttons."""
-    ornament, x = rng.choice(["none", "border", "emblem", "pleats"]), np.linspace(-1, 1, 9)
-    y, zero = np.linspace(0.15, shape.length, 9), np.zeros(9)
+    (waist, level), (hem, length) = (shape.waist, shape.level), (shape.hem, shape.length)
+    ornament = rng.choice(["none", "border", "emblem", "pleats"])
     if ornament == "border":
-        canvas.mark(np.array([[-1.2, y[-1] - 0.06], [1.2, y[-1] - 0.06]]), accent, 0.1)
+        canvas.mark(np.array([[-1.2, length - 0.06], [1.2, length - 0.06]]), accent, 0.1)
     elif ornament == "emblem":
-        canvas.mark(motif(np.array([0.2, shape.level * 0.6 + 0.1]), 0.08, 5, 0.3), accent)
+        canvas.mark(motif(np.array([0.2, level * 0.6 + 0.1]), 0.08, 5, 0.3), accent)
     elif ornament == "pleats":
-        ends = np.stack([x * shape.waist, zero + shape.level, x * shape.hem, zero + y[-1]], -1)
+        ends = np.linspace([-waist, level, -hem, length], [waist, level, hem, length], 9)
         canvas.mark(ends.reshape(-1, 2, 2), mix(accent, line, 0.9), 0.01)
     if shape.cut.collar:
-        worn_open, middle = rng.random() < 0.25, np.stack([zero, y], -1)
+        worn_open, middle = rng.random() < 0.25, np.linspace([0, 0.15], [0, length], 9)
         canvas.mark(middle, accent if worn_open else line, 0.3 if worn_open else 0.015)
         if not worn_open:
             canvas.mark(motif(middle, 0.03) + np.array([0.04, 0]), mix(accent, line, 0.5))
@@ -303,7 +290,7 @@ def sew(pose: Canvas, shape: Shape, true: dict[str, bool], rng: Rng) -> list[Ima
     cloth = pose._replace(image=Image.new("RGB", pose.image.size, base))
     mask = pose._replace(image=Image.new("L", pose.image.size))
     if true["patterned"]:
-        share = rng.uniform(0.07, 0.85)
+        share = rng.uniform(0.07, 0.85)  # some patterns are hardly seen, as in real cloth
         sew_pattern(cloth, rng, [mix(base, other, share), mix(base, accent, share)])
     for part in shape.parts:
         mask.mark(part, 255)
@@ -314,20 +301,16 @@ def sew(pose: Canvas, shape: Shape, true: dict[str, bool], rng: Rng) -> list[Ima
         sew_pockets(cloth, shape, rng, inside, line)
     if true["belt"]:
         width, y = rng.uniform(0.07, 0.12), shape.level + 0.02
-        leather, metal = (
-            paint(rng, (0, 0.7), (0.1, 0.8), 0.07),
-            paint(rng, (0, 0.5), (0.8, 1), 0.13),
-        )
-        cloth.mark(np.array([[-0.1 - shape.waist, y], [shape.waist + 0.1, y]]), leather, width)
-        buckle = box(-0.65, -0.65, 1.3, 1.3) * width + [rng.uniform(-0.06, 0.06), y]
-        cloth.mark(buckle, metal, 0.025)
+        around = np.array([[-0.1 - shape.waist, y], [0.1 + shape.waist, y]])
+        cloth.mark(around, paint(rng, (0, 0.7), (0.1, 0.8), 0.07), width)
+        buckle = (SQUARE - 0.5) * 1.3 * width + [rng.uniform(-0.06, 0.06), y]
+        cloth.mark(buckle, paint(rng, (0, 0.5), (0.8, 1), 0.13), 0.025)
     return [cloth.image, mask.image]
 
 
 def folds(pose: Canvas, shape: Shape, rng: Rng) -> Image.Image:
     """How bright the cloth is: darker at its edges, soft folds. A quarter of its size."""
-    width, height = pose.image.size
-    small = Image.new("L", (width // 8, height // 8), 240)
+    small = Image.new("L", (pose.image.width // 8, pose.image.height // 8), 240)
     canvas = pose._replace(image=small, matrix=pose.matrix / 8, origin=pose.origin / 8)
     for part in shape.parts:
         canvas.mark(part, 195, 0.12)
@@ -339,29 +322,29 @@ def folds(pose: Canvas, shape: Shape, rng: Rng) -> Image.Image:
 
 
 def furnish(canvas: Canvas, rng: Rng) -> None:
-    """A background, in picture heights: a wall, perhaps with planks, or a room, or a street."""
-    wall, other = paint(rng), paint(rng)
-    kind, glow, floor = rng.choice(["wall", "planks", *BLOCKS]), rng.random(), rng.uniform(0.7, 0.9)
+    """A background, in picture heights: a wall, plain or with planks, or a room, or a street."""
+    wall, other, glow, floor = paint(rng), paint(rng), rng.random() ** 2, rng.uniform(0.7, 0.9)
     for y in np.arange(0, 1, 0.04):
-        canvas.mark(box(-0.1, y, 2, 0.041), mix(wall, other, glow**2 * y))
+        canvas.mark(SQUARE * [2, 0.041] + [-0.1, y], mix(wall, other, glow * y))
+    kind = rng.choice(["wall", "planks", *BLOCKS])
     if kind == "planks":
         lines = rows(rng.uniform(0.1, 0.25), rng.choice([0, np.pi / 2, rng.uniform(0, 3)]))
         canvas.mark(lines, mix(wall, other, 0.3), rng.uniform(0.005, 0.04))
     elif kind in BLOCKS:
-        canvas.mark(box(-0.1, floor, 2, 1), mix(other, (120, 115, 110), 0.5))
+        canvas.mark(SQUARE * [2, 1] + [-0.1, floor], mix(other, (120, 115, 110), 0.5))
         count, low, high, panes = BLOCKS[kind]
         for _ in range(count):
             block, size, grid = paint(rng), rng.uniform(low, high, 2), rng.integers(1, panes, 2)
             place = [rng.uniform(-0.1, 1.2), floor + 0.03 - size[1] * rng.choice([1, 1, 1.8])]
-            canvas.mark(box(0, 0, 1, 1) * size + place, block)
-            pane = box(0.15, 0.15, 0.7, 0.7) + np.argwhere(np.ones(grid))[:, None]
+            canvas.mark(SQUARE * size + place, block)
+            pane = SQUARE * 0.7 + 0.15 + np.argwhere(np.ones(grid))[:, None]
             canvas.mark(pane / grid * size + place, mix(block, wall, 0.5))
 
 
 def stand(canvas: Canvas, shape: Shape, rng: Rng) -> None:
     """Who wears it, in the units of a garment with shoulders."""
     skin, hair = paint(rng, (0.2, 0.6), (0.35, 1), 0.06), paint(rng, (0.1, 0.7), (0.1, 0.8), 0.08)
-    clothes, bare = paint(rng), rng.random() < 0.5 or not shape.upper
+    clothes, bare = paint(rng), rng.random() < 0.3 or not shape.upper
     leg = ribbon(np.array([[0.17, 1], [0.19, 1.9], [0.2, 2.75]]), 0.17, 0.11, 0.07)
     canvas.mark(np.stack([leg, leg * [-1, 1]]), skin if bare else clothes)
     canvas.mark(motif(np.array([[0.23, 2.8], [-0.23, 2.8]]), 0.1), (50, 40, 40))
@@ -378,9 +361,9 @@ def stand(canvas: Canvas, shape: Shape, rng: Rng) -> None:
 def draw_picture(seed: int, index: int) -> bytes:
     """Draw one picture, at twice its size so that edges come out smooth; return its JPEG file."""
     rng, true = np.random.default_rng((seed, index, 2)), truth(seed, index)
-    shares = np.array([cut.shares[true["belt"]] for cut in CUTS])
-    shape = tailor(CUTS[rng.choice(len(CUTS), p=shares / shares.sum())], rng)
-    short, ratio = 2 * rng.integers(200, 321), rng.uniform(1, 1.5)
+    shares = [cut.shares[true["belt"]] for cut in CUTS]
+    shape = tailor(CUTS[rng.choice(len(CUTS), p=shares)], rng)
+    short, ratio = 2 * rng.integers(200, 301), rng.uniform(1, 1.5)
     sides = int(short) // 8 * 8, int(short * ratio) // 8 * 8
     size = sides if rng.random() < 0.75 else sides[::-1]
     fit = min(size[1] / (shape.length + 0.3), size[0] / (1.9 if shape.upper else 1.4))
@@ -392,23 +375,21 @@ def draw_picture(seed: int, index: int) -> bytes:
     pose = Canvas(scene, matrix, origin, rng.normal(0, 0.04), rng.uniform(0, 6))
     furnish(Canvas(scene, np.eye(2) * size[1], np.zeros(2)), rng)
     if rng.random() < 0.55:
-        lift = matrix @ [0, 0 if shape.upper else 0.95]
-        stand(pose._replace(origin=origin - lift), shape, rng)
+        stand(pose._replace(origin=origin - matrix @ [0, 0.97 - shape.level]), shape, rng)
     elif shape.upper:
         hook = [[-0.4, 0.14], [0, -0.08], [0, -0.2], [0.06, -0.26], [0, -0.08], [0.4, 0.14]]
         pose.mark(np.array(hook), (90, 80, 70), 0.025)
     scene, cloth, mask = (image.reduce(2) for image in (scene, *sew(pose, shape, true, rng)))
     shadow = mask.filter(ImageFilter.BoxBlur(5)).point(lambda v: v * 0.4)
     scene.paste((20, 20, 30), (4, 6), shadow)
-    lit = ImageChops.multiply(cloth, folds(pose, shape, rng).resize(cloth.size))
-    scene.paste(lit, mask=mask)
+    scene.paste(ImageChops.multiply(cloth, folds(pose, shape, rng).resize(mask.size)), mask=mask)
     return photograph(scene, rng)
 
 
 def photograph(scene: Image.Image, rng: Rng) -> bytes:
     """Give a scene light, a colour cast, grain and perhaps blur; return a JPEG file."""
-    if rng.random() < 0.25:
-        scene = scene.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
+    if (blur := rng.uniform(-2, 1)) > 0:
+        scene = scene.filter(ImageFilter.GaussianBlur(blur))
     x, y = (np.linspace(-1, 1, side, dtype=np.float32) for side in scene.size)
     light = rng.normal(1.1, 0.1) + rng.normal(0, 0.08) * x + rng.normal(0, 0.08) * y[:, None]
     grain = rng.uniform(1, 7) * rng.standard_normal(light.shape, dtype=np.float32)

@@ -17,16 +17,19 @@ every other fold j of a model that saw neither. One model serves both (j, k) and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import scipy.linalg
-import scipy.optimize
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from polytag.config import ProbeConfig
+from polytag.lbfgs import minimise_columns
 from polytag.modelfile import LinearHead
+from polytag.pipeline import default_threads
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -34,7 +37,7 @@ Doubles = NDArray[np.float64]
 # A path of weakening penalties ends where the held-out loss stands this much above its best: the
 # loss is convex along the path for all that was ever seen, and the weakest penalties cost most.
 _GIVE_UP = 1.02
-_PRECONDITIONED = 512  # directions of the features that the solver is told the curvature of
+_PRECONDITIONED = 256  # directions of the features that the solver is told the curvature of
 
 
 @dataclass(frozen=True)
@@ -87,33 +90,37 @@ def fit_probe(
     solver = _Solver(features, values, config)
     grid = tuple(sorted(config.l2_grid, reverse=True)) if config.l2 == "auto" else (config.l2,)
     count = int(folds.max()) + 1
+    pairs = list(combinations(range(count), 2)) if len(grid) > 1 else []
     inner = [_HeldOutLoss(len(grid), values.shape[1]) for _ in range(count)]
-    if len(grid) > 1:
-        for j, k in combinations(range(count), 2):
-            held_out = (folds == j) | (folds == k)
-            for step, logits in enumerate(_until_worse(solver, grid, held_out, values)):
-                inner[k].add(step, logits, values, folds == j)
-                inner[j].add(step, logits, values, folds == k)
-            inner[j].close(step)
-            inner[k].close(step)
-            advance(1)
-
     outer = _HeldOutLoss(len(grid), values.shape[1])
     logits = np.empty_like(values)
-    chosen = [loss.best() for loss in inner]
-    for k in range(count):
-        held_out = folds == k
-        for step, path_logits in enumerate(_until_worse(solver, grid, held_out, values, chosen[k])):
-            outer.add(step, path_logits, values, held_out)
-            if step == chosen[k]:
-                logits[held_out] = path_logits[held_out]
-        outer.close(step)
-        advance(1)
 
-    best = outer.best()
-    losses: list[float] = []
-    weight, bias = next(solver.path(grid[best : best + 1], np.ones(len(values), bool), losses))
-    advance(1)
+    # One thread a fit, and one for the arithmetic inside it: that uses all processors, does not
+    # stall when others want them too, and makes the result independent of their number.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(default_threads()) as pool:
+
+        def judge_pair(pair: tuple[int, int]) -> list[Floats]:
+            return list(_until_worse(solver, grid, np.isin(folds, pair), values))
+
+        for (j, k), path in zip(pairs, pool.map(judge_pair, pairs), strict=True):
+            inner[k].add(path, values, folds == j)
+            inner[j].add(path, values, folds == k)
+            advance(1)
+        chosen = [loss.best() if pairs else 0 for loss in inner]
+
+        def judge_fold(k: int) -> list[Floats]:
+            return list(_until_worse(solver, grid, folds == k, values, chosen[k]))
+
+        for k, path in enumerate(pool.map(judge_fold, range(count))):
+            outer.add(path, values, folds == k)
+            logits[folds == k] = path[chosen[k]][folds == k]
+            advance(1)
+
+        best = outer.best()
+        losses: list[float] = []
+        everything = np.ones(len(values), dtype=bool)
+        weight, bias = next(solver.path(grid[best : best + 1], everything, losses))
+        advance(1)
     return ProbeFit(
         head=LinearHead(weight, bias),
         logits=logits,
@@ -136,47 +143,47 @@ def _until_worse(
     values: Floats,
     at_least: int = 0,
 ) -> Iterator[Floats]:
-    """Yield all rows' logits (N, K) along the path, until the held-out loss only gets worse."""
+    """Yield logits (N, K) of the held-out rows along the path, until their loss gets worse."""
     best = np.inf
     for step, (weight, bias) in enumerate(solver.path(grid, ~held_out)):
         logits = np.full_like(values, np.nan)
         logits[held_out] = solver.features[held_out, 0] @ weight + bias
         yield logits
         loss = _HeldOutLoss(1, values.shape[1])
-        loss.add(0, logits, values, held_out)
+        loss.add([logits], values, held_out)
         best = min(best, loss.means()[0])
         if step >= at_least and loss.means()[0] > _GIVE_UP * best:
             return
 
 
 class _HeldOutLoss:
-    """Log loss of held-out cells, for every step of the path; steps not reached count as worst."""
+    """Log loss of held-out cells at every step of the grid, added up over held-out parts."""
 
     def __init__(self, steps: int, attributes: int) -> None:
         self.sums = np.zeros((steps, attributes))
         self.cells = np.zeros((steps, attributes))
-        self.reached = steps
+        self.reached = steps  # by all paths: beyond it, one of them had only got worse
 
-    def add(self, step: int, logits: Floats, values: Floats, rows: NDArray[np.bool_]) -> None:
+    def add(self, path: list[Floats], values: Floats, rows: NDArray[np.bool_]) -> None:
+        """Count the cells of ``rows``, predicted along a path of logits (N, K)."""
         known = ~np.isnan(values[rows])
         target = np.where(known, values[rows], 0)
-        z = np.where(known, logits[rows].astype(np.float64), 0)
-        self.sums[step] += np.where(known, np.logaddexp(0, z) - target * z, 0).sum(axis=0)
-        self.cells[step] += known.sum(axis=0)
-
-    def close(self, last_step: int) -> None:
-        self.reached = min(self.reached, last_step + 1)
+        for step, logits in enumerate(path):
+            z = np.where(known, logits[rows].astype(np.float64), 0)
+            self.sums[step] += np.where(known, np.logaddexp(0, z) - target * z, 0).sum(axis=0)
+            self.cells[step] += known.sum(axis=0)
+        self.reached = min(self.reached, len(path))
 
     def means(self) -> Doubles:
-        """Return (steps,): the mean over attributes with a cell of their mean loss."""
-        with np.errstate(invalid="ignore"):
-            per_attribute = self.sums / self.cells
-        some = self.cells.any(axis=0)
-        means: Doubles = per_attribute[:, some].mean(axis=1)
+        """Return the mean over attributes of their mean loss, for every step reached."""
+        cells = self.cells[: self.reached]
+        some = cells.any(axis=0)
+        means: Doubles = (self.sums[: self.reached, some] / cells[:, some]).mean(axis=1)
         return means
 
     def best(self) -> int:
-        return int(np.argmin(self.means()[: self.reached]))
+        """Return the step of least loss."""
+        return int(np.argmin(self.means()))
 
 
 class _Solver:
@@ -213,76 +220,54 @@ class _Solver:
         mean, scale = _moments(x)
         x = (x - mean) / scale
         problem = _Problem(x, np.repeat(self.values[rows], self.features.shape[1], axis=0))
-        weight = np.zeros((x.shape[1], self.values.shape[1]))
+        weight = np.zeros((x.shape[1], self.values.shape[1]), dtype=np.float32)
         bias = problem.base_logits
         for l2 in grid:
             weight, bias = self._solve(problem, l2, weight, bias, losses)
-            raw = (weight / scale[:, None]).astype(np.float32)
-            yield (
-                raw,
-                (bias - mean.astype(np.float64) @ (weight / scale[:, None])).astype(np.float32),
-            )
+            raw = weight / scale[:, None]
+            shift = mean.astype(np.float64) @ raw  # a small difference of large numbers
+            yield raw, (bias - shift).astype(np.float32)
 
     def _solve(
         self,
         problem: _Problem,
         l2: float,
-        weight: Doubles,
-        bias: Doubles,
+        weight: Floats,
+        bias: Floats,
         losses: list[float] | None,
-    ) -> tuple[Doubles, Doubles]:
+    ) -> tuple[Floats, Floats]:
         """Minimise over u, where weight = P u and P P ~ the inverse of the curvature."""
         variance = problem.variance
         along = 1 / np.sqrt(variance * self.curvature[:, None] + l2)
         rest = 1 / np.sqrt(variance * self.rest_curvature + l2)
-        free = 1 / np.sqrt(variance)
+        free = (1 / np.sqrt(variance)).astype(np.float32)
 
-        def precondition(u: Doubles) -> Doubles:
-            inside = self.directions.T @ u.astype(np.float32)
-            moved: Doubles = u * rest + self.directions @ ((along - rest) * inside).astype(
-                np.float32
-            )
+        def scaled(w: Floats, along: Doubles, rest: Doubles) -> Floats:
+            inside = (along - rest).astype(np.float32) * (self.directions.T @ w)
+            moved: Floats = w * rest.astype(np.float32) + self.directions @ inside
             return moved
 
-        def undo(w: Doubles) -> Doubles:
-            inside = self.directions.T @ w.astype(np.float32)
-            back = ((1 / along - 1 / rest) * inside).astype(np.float32)
-            moved: Doubles = w / rest + self.directions @ back
-            return moved
-
-        shape = (len(weight) + 1, weight.shape[1])
-        latest = 0.0
-
-        def objective(flat: Doubles) -> tuple[float, Doubles]:
-            nonlocal latest
-            u = flat.reshape(shape)
-            w, b = precondition(u[:-1]), u[-1] * free
-            latest, to_weight, to_bias = problem.loss(w, b)
-            gradient = np.empty(shape)
-            gradient[:-1] = precondition(to_weight + l2 * w)
+        def objective(u: Floats) -> tuple[Doubles, Floats]:
+            w = scaled(u[:-1], along, rest)
+            loss, to_weight, to_bias = problem.loss(w, u[-1] * free)
+            gradient = np.empty_like(u)
+            gradient[:-1] = scaled(to_weight + np.float32(l2) * w, along, rest)
             gradient[-1] = to_bias * free
-            return latest + l2 / 2 * float(np.vdot(w, w)), gradient.ravel()
+            return loss + l2 / 2 * np.einsum("dk,dk->k", w, w).astype(np.float64), gradient
 
-        def note(_: Doubles) -> None:
+        def note(u: Floats) -> None:
             if losses is not None:
-                losses.append(latest / shape[1])
+                loss, _, _ = problem.loss(scaled(u[:-1], along, rest), u[-1] * free)
+                losses.append(float(loss.mean()))
 
-        start = np.concatenate([undo(weight), (bias / free)[None]])
-        found = scipy.optimize.minimize(
+        u = minimise_columns(
             objective,
-            start.ravel(),
-            jac=True,
-            method="L-BFGS-B",
-            callback=note,
-            options={
-                "maxiter": self.config.max_iterations,
-                "ftol": self.config.tolerance,
-                "gtol": 1e-6,
-                "maxcor": 6,
-            },
+            np.concatenate([scaled(weight, 1 / along, 1 / rest), (bias / free)[None]]),
+            tolerance=self.config.tolerance,
+            max_iterations=self.config.max_iterations,
+            note=note,
         )
-        u = found.x.reshape(shape)
-        return precondition(u[:-1]), u[-1] * free
+        return scaled(u[:-1], along, rest), u[-1] * free
 
 
 class _Problem:
@@ -297,25 +282,20 @@ class _Problem:
         # of each keeps its base rate off 0 and 1, from where no slope leads back.
         cells = known.sum(axis=0)
         rate = ((self.target * known).sum(axis=0, dtype=np.float64) + 0.5) / (cells + 1)
-        self.base_logits = np.log(rate / (1 - rate))
+        self.base_logits = np.log(rate / (1 - rate)).astype(np.float32)
         self.variance = rate * (1 - rate)
         self.constant = ~((known & (values == 1)).any(axis=0) & (known & (values == 0)).any(axis=0))
 
-    def loss(self, weight: Doubles, bias: Doubles) -> tuple[float, Doubles, Doubles]:
-        """Return the loss summed over attributes, and its gradients (D, K) and (K,)."""
-        z = self.x @ weight.astype(np.float32) + bias.astype(np.float32)
+    def loss(self, weight: Floats, bias: Floats) -> tuple[Doubles, Floats, Floats]:
+        """Return the loss of each attribute, and its gradients (D, K) and (K,)."""
+        z = self.x @ weight + bias
         shrunk = np.exp(-np.abs(z))
         cells = self.share * (np.maximum(z, 0) + np.log1p(shrunk) - self.target * z)
         probability = np.where(z >= 0, 1, shrunk) / (1 + shrunk)
         residual = self.share * (probability - self.target)
         # With one class only there is nothing to learn: such an attribute stays at its base rate.
         residual[:, self.constant] = 0
-        loss = float(cells.sum(dtype=np.float64))
-        return (
-            loss,
-            (self.x.T @ residual).astype(np.float64),
-            residual.sum(axis=0, dtype=np.float64),
-        )
+        return cells.sum(axis=0, dtype=np.float64), self.x.T @ residual, residual.sum(axis=0)
 
 
 def _moments(x: Floats) -> tuple[Floats, Floats]:
