@@ -1,8 +1,8 @@
 """polytag: classifiers of many attributes from pictures and a label table with holes.
 
-    table = polytag.read_table("labels.txt")
-    run = polytag.fit(table, images="images", recipe="probe")
-    polytag.load(run).predict(["photo.jpg"])
+table = polytag.read_table("labels.txt")
+run = polytag.fit(table, images="images", recipe="probe")
+polytag.load(run).predict(["photo.jpg"])
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ if TYPE_CHECKING:
     from polytag.config import Recipe, load_recipe
     from polytag.dataset import LabelDataset
     from polytag.errors import PolytagError, SkippedError, UserError
-    from polytag.evaluate import evaluate
+    from polytag.evaluation import evaluate
     from polytag.losses import LOSSES, masked_asymmetric, masked_bce, masked_focal
-    from polytag.metrics import Evaluation, evaluate_arrays
+    from polytag.metrics import evaluate_arrays
     from polytag.predictions import Predictions
     from polytag.predictor import Predictor, load
     from polytag.preprocess import PreprocessSpec
+    from polytag.results import Evaluation
     from polytag.table import LabelTable, read_table
     from polytag.train import fit
 
 # Public name -> room. Loaded on first use, so that predicting never pays for training.
 _ROOMS = {
     "LOSSES": "losses",
-    "Evaluation": "metrics",
+    "Evaluation": "results",
     "LabelDataset": "dataset",
     "LabelTable": "table",
     "PolytagError": "errors",
@@ -36,7 +37,7 @@ _ROOMS = {
     "Recipe": "config",
     "SkippedError": "errors",
     "UserError": "errors",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "evaluate_arrays": "metrics",
     "fit": "train",
     "load": "predictor",

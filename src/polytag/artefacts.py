@@ -18,15 +18,14 @@ from polytag import plots, runs
 from polytag.backbone import Backbone
 from polytag.card import model_card
 from polytag.config import Recipe, to_toml
+from polytag.features import Rows
 from polytag.files import write_text, written_aside
 from polytag.graph import write_model
 from polytag.images import decode
-from polytag.metrics import Evaluation
 from polytag.model import Classifier
 from polytag.modelfile import ModelInfo
-from polytag.pictures import Skipped
 from polytag.probe import ProbeFit
-from polytag.table import LabelTable
+from polytag.results import Evaluation
 
 _SAMPLES = 12  # pictures in sample_predictions.png: what a screen shows at once
 _PACKAGES = ("polytag", "numpy", "onnxruntime", "pillow", "scipy", "timm", "torch")
@@ -38,12 +37,9 @@ class Outcome:
 
     Attributes:
         recipe: As resolved.
-        table: The N rows that were used, K attributes.
-        paths: N files.
-        hashes: N content hashes.
+        rows: The N rows that were used, K attributes; and those that were not.
         groups: int (N,); rows of one number stayed on one side.
         folds: int (N,).
-        skipped: The rows that were not used.
         learnt: The columns that were trained.
         left_out: The other attributes, with the reason.
         probabilities: float32 (N, K), out of fold; NaN columns: not trained.
@@ -56,12 +52,9 @@ class Outcome:
     """
 
     recipe: Recipe
-    table: LabelTable
-    paths: list[Path]
-    hashes: list[str]
+    rows: Rows
     groups: NDArray[np.int64]
     folds: NDArray[np.int64]
-    skipped: list[Skipped]
     learnt: list[int]
     left_out: dict[str, str]
     probabilities: NDArray[np.float32]
@@ -81,8 +74,8 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
     """
     info = _model_info(outcome)
     metrics = outcome.evaluation.to_dict() | {
-        "rows": len(outcome.table),
-        "skipped": len(outcome.skipped),
+        "rows": len(outcome.rows.table),
+        "skipped": len(outcome.rows.skipped),
         "folds": outcome.recipe.split.folds,
         "l2": outcome.probe.l2,
         "l2_of_fold": list(outcome.probe.l2_of_fold),
@@ -91,13 +84,13 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
     }
     write_text(run / "config.toml", to_toml(outcome.recipe))
     write_text(run / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    card = model_card(info, outcome.evaluation, outcome.recipe, len(outcome.table))
+    card = model_card(info, outcome.evaluation, outcome.recipe, len(outcome.rows.table))
     write_text(run / "README.md", card)
     _write_tables(run, outcome)
     _write_out_of_fold(run / "oof.parquet", outcome)
     plots.loss_curve(outcome.probe.losses, outcome.recipe.title, run / "loss_curve.png")
     plots.sample_predictions(
-        _samples(outcome), outcome.table.attributes, run / "sample_predictions.png"
+        _samples(outcome), outcome.rows.table.attributes, run / "sample_predictions.png"
     )
     classifier = Classifier(outcome.backbone.cpu(), len(outcome.learnt))
     classifier.set_head(outcome.probe.head)
@@ -108,7 +101,7 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
 
 
 def _model_info(outcome: Outcome) -> ModelInfo:
-    table, whole = outcome.table, outcome.evaluation.to_dict()
+    table, whole = outcome.rows.table, outcome.evaluation.to_dict()
     kinds = ("present", "absent", "na")
     counts = zip(table.attributes, table.counts().tolist(), strict=True)
     versions = {package: version(package) for package in _PACKAGES}
@@ -127,6 +120,7 @@ def _model_info(outcome: Outcome) -> ModelInfo:
 
 
 def _write_tables(run: Path, outcome: Outcome) -> None:
+    rows = outcome.rows
     runs.write_rows(
         run / "history.csv",
         ["iteration_number", "training_loss", "lr", "stage"],
@@ -135,17 +129,17 @@ def _write_tables(run: Path, outcome: Outcome) -> None:
     runs.write_rows(
         run / "splits.csv",
         ["image", "content_hash", "group", "fold"],
-        zip(outcome.table.images, outcome.hashes, outcome.groups, outcome.folds, strict=True),
+        zip(rows.table.images, rows.hashes, outcome.groups, outcome.folds, strict=True),
     )
     runs.write_rows(
         run / "skipped.csv",
         ["image", "where", "reason"],
-        ([row.image, row.where, row.reason] for row in outcome.skipped),
+        ([row.image, row.where, row.reason] for row in rows.skipped),
     )
 
 
 def _write_out_of_fold(path: Path, outcome: Outcome) -> None:
-    table, learnt = outcome.table, outcome.learnt
+    table, learnt = outcome.rows.table, outcome.learnt
     names, rows = [table.attributes[k] for k in learnt], len(table)
     long = pl.DataFrame(
         {
@@ -164,12 +158,12 @@ def _write_out_of_fold(path: Path, outcome: Outcome) -> None:
 
 def _samples(outcome: Outcome) -> list[plots.Sample]:
     rng = np.random.default_rng(outcome.recipe.seed)
-    rows = sorted(rng.permutation(len(outcome.table))[:_SAMPLES])
+    rows = sorted(rng.permutation(len(outcome.rows.table))[:_SAMPLES])
     return [
         plots.Sample(
-            outcome.table.images[row],
-            decode(outcome.paths[row]),
-            outcome.table.values[row],
+            outcome.rows.table.images[row],
+            decode(outcome.rows.paths[row]),
+            outcome.rows.table.values[row],
             outcome.probabilities[row],
             outcome.thresholds,
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from polytag.config import Recipe
-from polytag.metrics import Evaluation, Value
 from polytag.modelfile import ModelInfo
+from polytag.results import Evaluation, Value
 from polytag.summary import headline
 
 
@@ -49,7 +49,7 @@ def model_card(info: ModelInfo, evaluation: Evaluation, recipe: Recipe, rows: in
         f"- Pictures: {info.preprocess.resize} to {info.preprocess.size} x "
         f"{info.preprocess.size}, {info.preprocess.interpolation}.",
         "- Cells that are not known were left out of training and of every number above.",
-        "- `config.toml` repeats this run: `polytag train LABELS --images DIR --recipe config.toml`.",
+        "- `config.toml` repeats this run: give it to `polytag train` by `--recipe`.",
         "",
         "## Use",
         "",

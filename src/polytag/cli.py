@@ -78,18 +78,16 @@ _max_skipped = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-def read(
-    labels: Path,
-    attributes: str | None,
-    ignore: tuple[str, ...],
-    values: str | None,
-    image_column: str | None,
-) -> LabelTable:
-    """Read the label table of a command."""
+def read_labels(options: dict[str, Any]) -> LabelTable:
+    """Read the label table of a command that has ``table_options``."""
     from polytag.table import read_table
 
     return read_table(
-        labels, attributes=attributes, ignore=ignore, values=values, image_column=image_column
+        options["labels"],
+        attributes=options["attributes"],
+        ignore=options["ignore"],
+        values=options["values"],
+        image_column=options["image_column"],
     )
 
 
@@ -97,16 +95,17 @@ def read(
 @table_options
 @images_options
 @_json
-def inspect(
-    labels: Path, images: Path, strict: bool, max_skipped: float, as_json: bool, **reading: Any
-) -> None:
+def inspect(**options: Any) -> None:
     """Say what a label table and its pictures hold, and what is wrong with them."""
     from polytag.inspection import inspect_data
     from polytag.pictures import refuse_too_many
 
-    found = inspect_data(read(labels, **reading), images)
+    found = inspect_data(read_labels(options), options["images"])
+    as_json = options["as_json"]
     click.echo(json.dumps(found.to_dict(), ensure_ascii=False) if as_json else found.to_text())
-    refuse_too_many(found.skipped, len(found.table), strict=strict, most=max_skipped)
+    refuse_too_many(
+        found.skipped, len(found.table), strict=options["strict"], most=options["max_skipped"]
+    )
 
 
 @cli.command()
@@ -130,22 +129,22 @@ def train(**options: Any) -> None:
     flags = {"backbone.name": "backbone", "backbone.weights": "weights"}
     flags |= {key: key for key in ("seed", "device", "title")}
     changes |= {key: options[flag] for key, flag in flags.items() if options[flag] is not None}
-    reading = {k: options[k] for k in ("attributes", "ignore", "values", "image_column")}
-    table = read(options["labels"], **reading)
+    table = read_labels(options)
     log = logging.getLogger("polytag")
     for note in table.notes:
         log.info("%s", note)
     for name, reason in table.warnings:
         log.warning("%s is not trained: %s", name, reason)
-    lists = ("attributes", "ignore")
-    given = {f"data.{k}": _words(v) if k in lists else v for k, v in reading.items() if v}
+    for key in ("attributes", "ignore", "values", "image_column"):
+        if given := options[key]:
+            changes[f"data.{key}"] = _words(given) if key in ("attributes", "ignore") else given
     from polytag.train import fit  # after the table's errors, which need no torch
 
     run = fit(
         table,
         options["images"],
         recipe=options["recipe"],
-        changes=changes | given,
+        changes=changes,
         name=options["name"],
         folder=options["runs"],
         strict=options["strict"],
@@ -173,18 +172,17 @@ def train(**options: Any) -> None:
 @_json
 def evaluate(run: Path, **options: Any) -> None:
     """Judge a run or a model.onnx on labelled pictures."""
-    from polytag.evaluate import evaluate as judge
+    from polytag.evaluation import evaluate as judge
     from polytag.predictor import load
     from polytag.summary import headline
     from polytag.summary import table as metrics_table
 
-    reading = {k: options[k] for k in ("attributes", "ignore", "values", "image_column")}
     predictor = load(run).with_thresholds(
         options["threshold"], parse_thresholds(options["thresholds"])
     )
     judged = judge(
         predictor,
-        read(options["labels"], **reading),
+        read_labels(options),
         options["images"],
         strict=options["strict"],
         max_skipped=options["max_skipped"],

@@ -133,7 +133,12 @@ class DataConfig(_Section):
 
 
 class Recipe(_Section):
-    """Everything a run can be told."""
+    """Everything a run can be told.
+
+    Example:
+        >>> Recipe(seed=7).split.folds
+        5
+    """
 
     description: str = Field("", description="One line for `polytag recipes`.")
     method: Literal["probe"] = Field("probe", description="What is trained.")

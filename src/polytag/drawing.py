@@ -284,13 +284,13 @@ def sew_trim(canvas: Canvas, shape: Shape, rng: Rng, line: Colour, accent: Colou
 
 def sew(pose: Canvas, shape: Shape, true: dict[str, bool], rng: Rng) -> list[Image.Image]:
     """The cloth with all that is on it, and its mask."""
-    depth = (0.12, 0.85) if true["coloured"] else (0, 0.05)
+    depth = (0.08, 0.85) if true["coloured"] else (0, 0.06)
     base, other, accent = (paint(rng, depth) for _ in range(3))
     line = mix(base, (0, 0, 0), 0.5) if sum(base) > 170 else mix(base, (255, 255, 255), 0.3)
     cloth = pose._replace(image=Image.new("RGB", pose.image.size, base))
     mask = pose._replace(image=Image.new("L", pose.image.size))
     if true["patterned"]:
-        share = rng.uniform(0.07, 0.85)  # some patterns are hardly seen, as in real cloth
+        share = rng.uniform(0.05, 0.8)  # some patterns are hardly seen, as in real cloth
         sew_pattern(cloth, rng, [mix(base, other, share), mix(base, accent, share)])
     for part in shape.parts:
         mask.mark(part, 255)

@@ -18,7 +18,12 @@ from collections.abc import Iterable
 
 
 class PolytagError(Exception):
-    """Base of everything polytag raises on purpose."""
+    """Base of everything polytag raises on purpose.
+
+    Example:
+        >>> issubclass(UserError, PolytagError) and issubclass(UserError, ValueError)
+        True
+    """
 
     exit_code = 2
 
@@ -67,7 +72,12 @@ class ModelError(UserError):
 
 
 class SkippedError(PolytagError):
-    """More inputs were skipped than allowed."""
+    """More inputs were skipped than allowed.
+
+    Example:
+        >>> SkippedError("5 of 9").exit_code
+        3
+    """
 
     exit_code = 3
 

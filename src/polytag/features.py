@@ -25,9 +25,11 @@ from polytag.engine import open_session
 from polytag.errors import RecipeError, UserError
 from polytag.files import cache_folder, written_aside
 from polytag.images import content_hash, decode
+from polytag.pictures import Skipped, skipped_rows
 from polytag.pipeline import batches, stream
 from polytag.preprocess import PreprocessSpec, preprocess
 from polytag.progress import progress
+from polytag.table import LabelTable
 
 if TYPE_CHECKING:
     from polytag.backbone import Backbone
@@ -100,6 +102,50 @@ def make_extractor(backbone: Backbone, config: FeaturesConfig, device: str) -> E
         "flip": config.flip,
     }
     return Extractor(graph, engine, backbone.spec, config.flip, _digest(parts), load, config.batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a table whose picture can be used, N of them, and the others.
+
+    Attributes:
+        table: The N rows.
+        paths: N files.
+        hashes: N content hashes.
+        features: float32 (N, V, D).
+        skipped: The other rows, each with its reason.
+    """
+
+    table: LabelTable
+    paths: list[Path]
+    hashes: list[str]
+    features: Floats
+    skipped: list[Skipped]
+
+
+def usable_rows(
+    table: LabelTable, paths: Sequence[Path], errors: Mapping[int, UserError], extractor: Extractor
+) -> Rows:
+    """Compute the features of a table's pictures; those that cannot be decoded are skipped.
+
+    Args:
+        table: The labels.
+        paths: The file of every row.
+        errors: Rows known to have no picture.
+        extractor: How to compute features.
+    """
+    there = [row for row in range(len(table)) if row not in errors]
+    features, hashes, broken = extract([paths[row] for row in there], extractor)
+    good = [position for position in range(len(there)) if position not in broken]
+    rows = [there[position] for position in good]
+    unusable = {**errors, **{there[position]: error for position, error in broken.items()}}
+    return Rows(
+        table=table.select(rows),
+        paths=[paths[row] for row in rows],
+        hashes=[hashes[position] for position in good],
+        features=features[good],
+        skipped=skipped_rows(table, unusable),
+    )
 
 
 def extract(

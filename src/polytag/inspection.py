@@ -47,7 +47,7 @@ class Inspection:
                 for name, (p, a, n) in counts
             ],
             "extra_columns": list(table.extra),
-            "tokens": {token: use._asdict() for token, use in table.tokens.items()},
+            "tokens": {token: asdict(use) for token, use in table.tokens.items()},
             "notes": list(table.notes),
             "warnings": [f"{name}: {reason}" for name, reason in table.warnings],
             "usable": self.usable,
@@ -67,7 +67,7 @@ class Inspection:
             lines.append(f"{name:<24} {present:>8} {absent:>8} {na:>8}  {share}")
         lines += ["", "what the cells became:"]
         for token, use in table.tokens.items():
-            lines.append(f"  {token or '(empty)':<12} -> {use.meaning:<8} {use.cells:>8} cells")
+            lines.append(f"  {token or '(empty)':<12} -> {use.meaning:<8} {use.count:>8} cells")
         lines += ["", "first rows:"]
         for row in range(min(_ROWS, len(table))):
             cells = " ".join("NA" if v != v else f"{v:.0f}" for v in table.values[row, :12])

@@ -19,83 +19,17 @@ the prevalence p of the same cells, but never saw a picture:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from polytag.errors import UserError
+from polytag.results import METRICS, AttributeMetrics, Evaluation, Mean, Value
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
-# The metrics of one attribute, in the order reports show them: fields of AttributeMetrics.
-METRICS = ("ap", "auc", "f1", "precision", "recall", "accuracy")
-
-
-@dataclass(frozen=True)
-class Value:
-    """One measured number; low and high are None where no interval was computed."""
-
-    value: float = np.nan  # NaN where it is not defined
-    chance: float = np.nan  # what guessing scores on the same cells; NaN where value is
-    reason: str = ""  # why it is not defined, or what to know when reading it
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Mean(Value):
-    """One number about several attributes."""
-
-    over: str = ""  # for example "22 of 23 attributes"
-    missing: Mapping[str, str] = field(default_factory=dict)  # attribute not in it -> reason
-    mean_over_folds: float | None = None  # None where there are no folds
-    over_folds: str = ""  # for example "113 of 115 attribute folds"
-
-
-@dataclass(frozen=True)
-class AttributeMetrics:
-    """What was measured about one attribute, at ``threshold`` where decisions are needed."""
-
-    name: str
-    present: int  # cells known to be present
-    absent: int  # cells known to be absent
-    na: int  # cells that are not known
-    ap: Value  # average precision
-    auc: Value  # area under the ROC curve
-    f1: Value
-    precision: Value
-    recall: Value
-    accuracy: Value
-    threshold: float  # a probability of at least this is decided present
-    verdict: str | None = None  # whether the pictures carry it; None until somebody judged that
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured about a set of predictions."""
-
-    attributes: tuple[AttributeMetrics, ...]  # in the order of the table
-    macro: Mapping[str, Mean]  # each of METRICS, averaged over the attributes that have it
-    log_loss: Mean  # mean over known cells, in nats
-    hamming: Mean  # correct known cells / known cells, over the whole data set
-    exact_match: Mean  # share of rows with a known cell whose known cells are all correct
-
-    @property
-    def over(self) -> str:
-        """Over how many attributes the headline, the macro average precision, was taken."""
-        return self.macro["ap"].over
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``metrics.json``: what is not defined or computed is None."""
-
-        def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-            return {k: None if v == "" or v != v else v for k, v in items}  # v != v: NaN
-
-        content = asdict(self, dict_factory=plain)
-        return content | {"attributes": list(content["attributes"]), "over": self.over}
 
 
 def log_loss(values: ArrayLike, probabilities: ArrayLike) -> float:

@@ -61,6 +61,8 @@ class Predictor:
         info: What it says about itself.
 
     Example:
+        Not run: it needs a trained run; the tests train one.
+
         >>> predictor = load("runs/latest")                       # doctest: +SKIP
         >>> predictor.predict(["photo.jpg"]).decisions            # doctest: +SKIP
         array([['present', 'absent']], dtype='<U7')

@@ -11,7 +11,7 @@ from typing import Any
 
 from polytag.errors import UserError
 from polytag.files import written_aside
-from polytag.metrics import Evaluation
+from polytag.results import Evaluation
 
 
 @dataclass(frozen=True)

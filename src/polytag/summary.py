@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from polytag.metrics import Evaluation, Value
+from polytag.results import Evaluation, Value
 
 _NAME = 15  # columns left for an attribute's name
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,10 @@ from polytag.artefacts import Outcome, write_run
 from polytag.backbone import Backbone, load_backbone, resolve_device
 from polytag.config import Recipe, load_recipe
 from polytag.errors import UserError
-from polytag.features import Extractor, extract, make_extractor
+from polytag.features import make_extractor, usable_rows
 from polytag.groups import identical
 from polytag.metrics import evaluate_arrays
-from polytag.pictures import MAX_SKIPPED, Skipped, locate, refuse_too_many, skipped_rows
+from polytag.pictures import MAX_SKIPPED, locate, refuse_too_many, skipped_rows
 from polytag.probe import fit_probe, fits
 from polytag.progress import progress
 from polytag.splits import stratified_folds
@@ -61,7 +60,15 @@ def fit(
         SkippedError: Too many pictures cannot be used.
 
     Example:
-        See ``examples/from_python.py``.
+        >>> import tempfile
+        >>> from polytag.drawing import draw_dataset
+        >>> from polytag.table import read_table
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     drawn = draw_dataset(Path(place) / "drawn", count=40)
+        ...     tiny = {"backbone.name": "test_resnet", "backbone.weights": "none"}
+        ...     run = fit(read_table(drawn.labels), drawn.images, folder=place, changes=tiny)
+        ...     run.path.name, run.metrics["rows"], run.metrics["skipped"]
+        ('probe-1', 36, 4)
     """
     start = time.perf_counter()
     # 1. Every name of the recipe becomes a thing first, so that a mistake costs no time.
@@ -74,7 +81,7 @@ def fit(
     extractor = make_extractor(backbone, chosen.features, chosen.device)
 
     # 2. Pictures become features, once. What cannot be decoded is skipped, and too much stops.
-    rows = _usable(table, *located, extractor)
+    rows = usable_rows(table, *located, extractor)
     refuse_too_many(rows.skipped, len(table), strict=strict, most=max_skipped)
     learnt, left_out = _trainable(rows.table)
 
@@ -86,9 +93,8 @@ def fit(
     # 4. The probe: out-of-fold predictions for the numbers, a refit on all rows to keep.
     with progress("probe", fits(chosen.probe, chosen.split.folds), "fits") as advance:
         probe = fit_probe(rows.features, values[:, learnt], folds, chosen.probe, advance)
-    probabilities = np.full(values.shape, np.nan, dtype=np.float32)
-    probabilities[:, learnt] = 1 / (1 + np.exp(-probe.logits.astype(np.float64)))
     thresholds = np.full(values.shape[1], chosen.threshold)
+    probabilities = _spread(probe.logits, learnt, values.shape)
     evaluation = evaluate_arrays(
         table.attributes, values, probabilities, thresholds, folds=folds, not_trained=left_out
     )
@@ -96,12 +102,9 @@ def fit(
     # 5. The run folder.
     outcome = Outcome(
         recipe=_resolved(chosen, backbone, extractor.engine, table, images),
-        table=rows.table,
-        paths=rows.paths,
-        hashes=rows.hashes,
+        rows=rows,
         groups=groups,
         folds=folds,
-        skipped=rows.skipped,
         learnt=learnt,
         left_out=left_out,
         probabilities=probabilities,
@@ -118,34 +121,6 @@ def fit(
     return runs.Run(run, evaluation, metrics)
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """The rows whose picture can be used, N of them, and the others."""
-
-    table: LabelTable
-    paths: list[Path]
-    hashes: list[str]
-    features: NDArray[np.float32]  # (N, V, D)
-    skipped: list[Skipped]
-
-
-def _usable(
-    table: LabelTable, paths: list[Path], errors: dict[int, UserError], extractor: Extractor
-) -> _Rows:
-    there = [row for row in range(len(table)) if row not in errors]
-    features, hashes, broken = extract([paths[row] for row in there], extractor)
-    good = [position for position in range(len(there)) if position not in broken]
-    rows = [there[position] for position in good]
-    unusable = errors | {there[position]: error for position, error in broken.items()}
-    return _Rows(
-        table=table.select(rows),
-        paths=[paths[row] for row in rows],
-        hashes=[hashes[position] for position in good],
-        features=features[good],
-        skipped=skipped_rows(table, unusable),
-    )
-
-
 def _trainable(table: LabelTable) -> tuple[list[int], dict[str, str]]:
     """Return the columns that can be learnt, and why the others cannot."""
     left_out = dict(table.warnings)
@@ -158,6 +133,15 @@ def _trainable(table: LabelTable) -> tuple[list[int], dict[str, str]]:
             expected="an attribute that some pictures show and some do not",
         )
     return learnt, left_out
+
+
+def _spread(
+    logits: NDArray[np.float32], learnt: list[int], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Return probabilities (N, K) with NaN columns for what was not learnt."""
+    probabilities = np.full(shape, np.nan, dtype=np.float32)
+    probabilities[:, learnt] = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return probabilities
 
 
 def _resolved(

@@ -11,10 +11,11 @@ import numpy as np
 
 from polytag.errors import UserError
 from polytag.images import content_hash
-from polytag.metrics import Evaluation, evaluate_arrays
+from polytag.metrics import evaluate_arrays
 from polytag.pictures import MAX_SKIPPED, Skipped, locate, refuse_too_many, skipped_rows
 from polytag.predictor import Predictor, load
 from polytag.progress import progress
+from polytag.results import Evaluation
 from polytag.runs import hashes_seen
 from polytag.table import LabelTable
 
@@ -80,6 +81,13 @@ def evaluate(
     Raises:
         UserError: Model and table share no attribute, or ``strict`` and a picture is unusable.
         SkippedError: Too many pictures cannot be used.
+
+    Example:
+        Not run: it needs a trained run; the tests train one.
+
+        >>> judged = evaluate("runs/latest", read_table("new.csv"), "images")  # doctest: +SKIP
+        >>> judged.evaluation.macro["ap"].value                                # doctest: +SKIP
+        0.62
     """
     predictor = run if isinstance(run, Predictor) else load(run)
     info = predictor.info
