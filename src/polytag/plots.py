@@ -16,6 +16,7 @@ from polytag.files import written_aside
 
 _COLUMNS = 4
 _LINES = 7  # attributes listed under a picture
+_PICTURE, _LINE = 2.5, 0.16  # inches
 _RIGHT, _WRONG = "#1b6e3c", "#b3261e"
 
 
@@ -64,36 +65,47 @@ def sample_predictions(samples: Sequence[Sample], attributes: Sequence[str], pat
     """Draw pictures with truth and prediction; right and wrong differ by sign, not colour alone.
 
     Args:
-        samples: What to show, at best 12.
+        samples: What to show; 12 fill a screen.
         attributes: K names.
         path: The PNG to write.
     """
+    captions = [_captions(sample, attributes) for sample in samples]
     rows = max(1, -(-len(samples) // _COLUMNS))
-    figure = Figure(figsize=(3.1 * _COLUMNS, 4.5 * rows + 0.8), dpi=90, layout="constrained")
-    figure.suptitle(
+    # All in inches: a cell holds a title, a square picture and as many lines as the longest list.
+    lines = max(map(len, captions), default=0)
+    cell = (3.0, 0.3 + _PICTURE + lines * _LINE + 0.25)
+    width, height = cell[0] * _COLUMNS + 0.2, cell[1] * rows + 0.75
+    figure = Figure(figsize=(width, height), dpi=100)
+    figure.text(
+        0.5,
+        1 - 0.3 / height,
         "Sample predictions on pictures the model had not seen\n"
-        "✓ right, ✗ WRONG (truth in brackets), ? truth not known",
-        fontsize=13,
+        "✓ right    ✗ WRONG (truth in brackets)    ? truth not known",
+        ha="center",
+        va="center",
+        fontsize=12,
     )
-    for index, sample in enumerate(samples):
-        axes = figure.add_subplot(rows, _COLUMNS, index + 1)
+    for index, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
+        left = 0.2 + cell[0] * (index % _COLUMNS)
+        top = height - 0.75 - cell[1] * (index // _COLUMNS)
+        name = _shortened(sample.name, 34)
+        figure.text(left / width, (top - 0.15) / height, name, fontsize=9, parse_math=False)
+        bottom = top - 0.25 - _PICTURE
+        box = (left / width, bottom / height, _PICTURE / width, _PICTURE / height)
+        axes = figure.add_axes(box)
         axes.imshow(_square(sample.image))
         axes.set_axis_off()
-        axes.set_title(_shortened(sample.name, 34), fontsize=9, parse_math=False)
-        for line, (text, wrong) in enumerate(_captions(sample, attributes)):
-            axes.text(
-                0,
-                -0.035 - 0.068 * line,
+        for number, (text, wrong) in enumerate(caption, 1):
+            figure.text(
+                left / width,
+                (bottom - number * _LINE) / height,
                 text,
-                transform=axes.transAxes,
-                fontsize=8.5,
-                va="top",
+                fontsize=8,
                 family="monospace",
-                color=_WRONG if wrong else _RIGHT if text.startswith("✓") else "#444444",
+                color=_WRONG if wrong else _RIGHT if text.startswith("✓") else "#555555",
                 weight="bold" if wrong else "normal",
                 parse_math=False,
             )
-        axes.text(0, -0.035 - 0.068 * (_LINES + 1), " ", transform=axes.transAxes, fontsize=8)
     _save(figure, path)
 
 
@@ -123,12 +135,11 @@ def _captions(sample: Sample, attributes: Sequence[str]) -> list[tuple[str, bool
 
 
 def _square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the picture centred on a white square, so that all captions start at one height."""
+    """Return the picture on a white square, so that all captions start at one height."""
     height, width = image.shape[:2]
     side = max(height, width)
     canvas = np.full((side, side, 3), 255, np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    canvas[top : top + height, left : left + width] = image
+    canvas[side - height :, :width] = image
     return canvas
 
 
