@@ -77,7 +77,8 @@ def test_every_verb_and_every_option_has_help(verb):
 
 @pytest.mark.parametrize("verb", cli.commands)
 def test_every_verb_is_mentioned_in_the_readme(verb):
-    assert re.search(rf"\bpolytag {verb}\b", readme())
+    found = re.search(rf"\bpolytag {verb}\b", readme())
+    assert found, f"README.md nowhere says `polytag {verb}`"
 
 
 # --------------------------------------------------------------------------- blocks of README.md

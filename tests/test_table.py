@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from polytag.errors import TableError, UserError
 from polytag.readers.tokens import TOKENS
-from polytag.table import LabelTable, TokenUse, clean_name, read_table
+from polytag.names import clean_name
+from polytag.table import LabelTable, TokenUse, read_table
 
 from .strategies import HOLES, NA, holed_values, label_tables
 

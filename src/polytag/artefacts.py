@@ -124,7 +124,7 @@ def _write_tables(run: Path, outcome: Outcome) -> None:
     runs.write_rows(
         run / "history.csv",
         ["iteration_number", "training_loss", "lr", "stage"],
-        ([i, f"{loss:.8g}", None, "probe"] for i, loss in enumerate(outcome.probe.losses, 1)),
+        ([i, f"{loss:.8g}", None, "probe"] for i, loss in enumerate(outcome.probe.losses)),
     )
     runs.write_rows(
         run / "splits.csv",

@@ -1,4 +1,4 @@
-"""Pictures from outside: safe names, safe decoding, one result for everybody.
+"""Pictures from outside: safe decoding, one result for everybody.
 
 Training, prediction, serving and batch jobs all decode here, so that a model never meets other
 pixels than it was trained on. What comes from outside is not trusted: the format is told by the
@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,43 +138,6 @@ def content_hash(path: Path) -> str:
             raise _unreadable(where, error) from error
 
 
-def safe_join(folder: Path, name: str) -> Path:
-    r"""Join a name from a label table to the image folder, and refuse to leave that folder.
-
-    Both kinds of slash count as separators and both systems' absolute paths are refused
-    everywhere, so that a table means the same on every machine. The file need not exist.
-
-    Raises:
-        UserError: The name is empty, absolute or a URL, climbs with ``..``, holds a NUL
-            character, or leads out of the folder through a link.
-
-    Example:
-        >>> safe_join(Path("images"), "a/b.jpg").as_posix()
-        'images/a/b.jpg'
-        >>> safe_join(Path("images"), "../secret.jpg")
-        Traceback (most recent call last):
-        polytag.errors.UserError: ../secret.jpg: the name climbs out of the image folder; ...
-    """
-    windows = PureWindowsPath(name)  # splits at / and at \
-    problem = ""
-    if not name.strip():
-        problem = "the name of the picture is empty"
-    elif "\0" in name:
-        problem = "the name holds a NUL character"
-    elif "://" in name:
-        problem = "the name is a URL"
-    elif windows.drive or windows.root:
-        problem = "the name is an absolute path"
-    elif ".." in windows.parts:
-        problem = "the name climbs out of the image folder"
-    elif not _inside(folder, folder / name):
-        problem = "the name leads out of the image folder through a link"
-    if problem:
-        fix = "name pictures relative to the image folder"
-        raise UserError(problem, where=_printable(name), fix=fix)
-    return folder / name
-
-
 def find_images(inputs: Sequence[str]) -> list[Path]:
     """List the pictures meant by file names, folders and patterns.
 
@@ -244,13 +207,6 @@ def _walk(folder: Path) -> list[Path]:
         files = (Path(parent, name) for name in names if not name.startswith("."))
         found.extend(file for file in files if file.suffix.lower() in SUFFIXES)
     return sorted(found)
-
-
-def _inside(folder: Path, path: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a loop of links
-        return False
 
 
 def _printable(name: str) -> str:

@@ -42,7 +42,7 @@ def minimise_columns(
         start: float32 (n, K).
         tolerance: A column is done when its value falls by less than this share in an iteration.
         max_iterations: Bound on the iterations.
-        note: Called with the point after every iteration.
+        note: Called with the start and with the point after every iteration.
 
     Returns:
         float32 (n, K): the point reached.
@@ -58,6 +58,7 @@ def minimise_columns(
     """
     point = start
     value, gradient = objective(point)
+    note(point)
     history: deque[tuple[Floats, Floats, Doubles]] = deque(maxlen=_MEMORY)
     done = np.zeros(start.shape[1], dtype=bool)
     for _ in range(max_iterations):

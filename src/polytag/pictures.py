@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from polytag.errors import ImageError, SkippedError, TableError, UserError
-from polytag.images import safe_join
+from polytag.errors import ImageError, SkippedError, UserError
+from polytag.names import safe_join
 from polytag.table import LabelTable
 
 MAX_SKIPPED = 0.1  # a tenth: more than chance damage, so somebody should look
@@ -34,12 +34,7 @@ def locate(table: LabelTable, folder: Path) -> tuple[list[Path], dict[int, UserE
     paths: list[Path] = []
     errors: dict[int, UserError] = {}
     for row, name in enumerate(table.images):
-        try:
-            path = safe_join(folder, name)
-        except UserError as error:
-            raise TableError(
-                error.what, where=table.where(row), got=repr(name), fix=error.fix
-            ) from None
+        path = safe_join(folder, name, table.where(row))
         if not path.exists():
             errors[row] = ImageError("no such file", where=name)
         paths.append(path)

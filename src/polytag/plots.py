@@ -24,13 +24,13 @@ def loss_curve(losses: Sequence[float], title: str, path: Path) -> None:
     """Draw the training loss, iteration by iteration.
 
     Args:
-        losses: One number an iteration, from iteration 1.
+        losses: One number an iteration, from iteration 0, the start.
         title: Above the picture.
         path: The PNG to write.
     """
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    iterations = np.arange(1, len(losses) + 1)
+    iterations = np.arange(len(losses))
     axes.plot(iterations, losses, color="#1f5fa8", linewidth=1.8, marker="o", markersize=3.5)
     axes.set_title(title, parse_math=False)
     axes.set_xlabel("iteration_number")

@@ -49,8 +49,9 @@ class ProbeFit:
         logits: float32 (N, K), out of fold: each row by a model that never saw it.
         l2: The penalty of ``head``, chosen on all rows.
         l2_of_fold: The penalty of each fold's model, chosen without that fold.
-        losses: The refit's masked loss, iteration by iteration: the mean over attributes of the
-            mean over known cells, without the penalty.
+        losses: The refit's masked loss, iteration by iteration from the start at 0, where only
+            the base rates are known: the mean over attributes of the mean over known cells,
+            without the penalty.
     """
 
     head: LinearHead
@@ -213,8 +214,8 @@ class _Solver:
     ) -> Iterator[tuple[Floats, Floats]]:
         """Yield weight (D, K) and bias (K,) on raw features for one penalty after the other.
 
-        Each solution starts from the one before. ``losses`` collects the masked loss of every
-        iteration.
+        Each solution starts from the one before. ``losses`` collects the masked loss at the
+        start and after every iteration.
         """
         x = self.features[rows].reshape(-1, self.features.shape[2])
         mean, scale = _moments(x)

@@ -9,7 +9,6 @@ works with.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,14 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from polytag.errors import TableError
+from polytag.names import clean_name
 from polytag.readers import read_raw
 from polytag.readers.columns import Columns, Problem, TokenUse, sort_columns
 from polytag.readers.raw import more, place, plural, unit
 from polytag.readers.tokens import Vocabulary, meaning, token_table
 
-__all__ = ["LabelTable", "TokenUse", "clean_name", "read_table"]
-
-_DRIVE = re.compile(r"[A-Za-z]:")
+__all__ = ["LabelTable", "TokenUse", "read_table"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -231,46 +229,6 @@ def read_table(
         source,
         columns.tokens,
         (*raw.notes, *columns.notes, *([f"values as told: {said}"] if said else []), *merged),
-    )
-
-
-def clean_name(name: str, where: str = "") -> str:
-    """Return an image name as tables hold it: relative, posix, without ``.`` parts.
-
-    Args:
-        name: As it stands in a table; a backslash divides folders like a slash.
-        where: What an error says about the place.
-
-    Raises:
-        TableError: A name that is empty or may lead out of the image folder.
-
-    Example:
-        >>> clean_name("./day1//a.jpg"), clean_name("day1\\\\a.jpg")
-        ('day1/a.jpg', 'day1/a.jpg')
-        >>> clean_name("../a.jpg", "labels.txt:3")
-        Traceback (most recent call last):
-        polytag.errors.TableError: labels.txt:3: the image name leads out of the image folder ...
-    """
-    path = name.strip().replace("\\", "/")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if "\0" in path:
-        problem = "the image name holds a NUL character"
-    elif "://" in path:
-        problem = "the image name is an address, not a file"
-    elif path.startswith("/") or _DRIVE.match(path):
-        problem = "the image name is an absolute path"
-    elif ".." in parts:
-        problem = "the image name leads out of the image folder by '..'"
-    elif not parts:
-        problem = "the image name is empty"
-    else:
-        return "/".join(parts)
-    raise TableError(
-        problem,
-        where=where,
-        got=repr(name[:80]),
-        expected="a path inside the image folder, such as 'a.jpg' or 'day1/a.jpg'",
-        fix="correct the name or leave the row out",
     )
 
 
