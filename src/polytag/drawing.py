@@ -26,9 +26,8 @@ ATTRIBUTES = {
     "pockets": 0.81,  # one pocket or two on the front
     "patterned": 0.53,  # stripes, checks, dots, flowers ... all over the cloth
     "belt": 0.08,  # a belt with a buckle around the waist
-    "washable": 0.5,
+    "washable": 0.5,  # a coin
 }
-CHANCE = ("washable",)
 NA_SHARE = 0.1
 
 Rng = np.random.Generator
@@ -115,7 +114,7 @@ def draw_dataset(folder: Path, *, count: int = 975, seed: int = 42) -> DrawnData
             data = draw_picture(seed, index)
             (images / name).write_bytes(data[: len(data) // 2] if name == broken else data)
     labels.write_bytes("".join(",".join(line) + "\n" for line in lines).encode())
-    return DrawnDataset(labels, images, tuple(ATTRIBUTES), CHANCE, tuple(missing), (broken,))
+    return DrawnDataset(labels, images, tuple(ATTRIBUTES), ("washable",), tuple(missing), (broken,))
 
 
 def truth(seed: int, index: int) -> dict[str, bool]:
@@ -324,8 +323,9 @@ def folds(pose: Canvas, shape: Shape, rng: Rng) -> Image.Image:
 def furnish(canvas: Canvas, rng: Rng) -> None:
     """A background, in picture heights: a wall, plain or with planks, or a room, or a street."""
     wall, other, glow, floor = paint(rng), paint(rng), rng.random() ** 2, rng.uniform(0.7, 0.9)
-    for y in np.arange(0, 1, 0.04):
-        canvas.mark(SQUARE * [2, 0.041] + [-0.1, y], mix(wall, other, glow * y))
+    ends = np.array([[wall], [mix(wall, other, glow)]], np.uint8)
+    column = Image.fromarray(ends).resize((1, canvas.image.height))
+    canvas.image.paste(column.resize(canvas.image.size, Image.Resampling.NEAREST))
     kind = rng.choice(["wall", "planks", *BLOCKS])
     if kind == "planks":
         lines = rows(rng.uniform(0.1, 0.25), rng.choice([0, np.pi / 2, rng.uniform(0, 3)]))
@@ -349,7 +349,7 @@ def stand(canvas: Canvas, shape: Shape, rng: Rng) -> None:
     canvas.mark(np.stack([leg, leg * [-1, 1]]), skin if bare else clothes)
     canvas.mark(motif(np.array([[0.23, 2.8], [-0.23, 2.8]]), 0.1), (50, 40, 40))
     for arm in shape.arms:
-        canvas.mark(ribbon(arm, 0.11, 0.09, 0.06), skin)
+        canvas.mark(ribbon(arm, 0.08, 0.09, 0.06), skin)
         canvas.mark(motif(arm[-1:], 0.08), skin)
     canvas.mark(motif(np.array([0, -0.33]), 0.23, 2, -0.1), hair)
     canvas.mark(ribbon(np.array([[0, -0.2], [0, 0.35]]), 0.09, 0.16), skin)

@@ -33,6 +33,7 @@ from polytag.pipeline import default_threads
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Losses = list[tuple[Doubles, NDArray[np.int64]]]  # of a path's steps: sums and cells (K,)
 
 # A path of weakening penalties ends where the held-out loss stands this much above its best: the
 # loss is convex along the path for all that was ever seen, and the weakest penalties cost most.
@@ -92,8 +93,7 @@ def fit_probe(
     grid = tuple(sorted(config.l2_grid, reverse=True)) if config.l2 == "auto" else (config.l2,)
     count = int(folds.max()) + 1
     pairs = list(combinations(range(count), 2)) if len(grid) > 1 else []
-    inner = [_HeldOutLoss(len(grid), values.shape[1]) for _ in range(count)]
-    outer = _HeldOutLoss(len(grid), values.shape[1])
+    masks = [folds == fold for fold in range(count)]
     logits = np.empty_like(values)
 
     # One thread a fit, and one for the arithmetic inside it: that uses all processors, does not
@@ -101,23 +101,25 @@ def fit_probe(
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(default_threads()) as pool:
 
         def judge_pair(pair: tuple[int, int]) -> list[Floats]:
-            return list(_until_worse(solver, grid, np.isin(folds, pair), values))
+            return _held_out_path(solver, grid, [masks[fold] for fold in pair])
 
+        inner: list[list[Losses]] = [[] for _ in masks]
         for (j, k), path in zip(pairs, pool.map(judge_pair, pairs), strict=True):
-            inner[k].add(path, values, folds == j)
-            inner[j].add(path, values, folds == k)
+            inner[k].append(_path_losses(path, values, masks[j]))
+            inner[j].append(_path_losses(path, values, masks[k]))
             advance(1)
-        chosen = [loss.best() if pairs else 0 for loss in inner]
+        chosen = [_best_step(parts) if pairs else 0 for parts in inner]
 
         def judge_fold(k: int) -> list[Floats]:
-            return list(_until_worse(solver, grid, folds == k, values, chosen[k]))
+            return _held_out_path(solver, grid, [masks[k]], at_least=chosen[k])
 
-        for k, path in enumerate(pool.map(judge_fold, range(count))):
-            outer.add(path, values, folds == k)
-            logits[folds == k] = path[chosen[k]][folds == k]
+        outer: list[Losses] = []
+        for rows, step, path in zip(masks, chosen, pool.map(judge_fold, range(count)), strict=True):
+            outer.append(_path_losses(path, values, rows))
+            logits[rows] = path[step][rows]
             advance(1)
 
-        best = outer.best()
+        best = _best_step(outer)
         losses: list[float] = []
         everything = np.ones(len(values), dtype=bool)
         weight, bias = next(solver.path(grid[best : best + 1], everything, losses))
@@ -137,54 +139,64 @@ def fits(config: ProbeConfig, folds: int) -> int:
     return pairs + folds + 1
 
 
-def _until_worse(
-    solver: _Solver,
-    grid: tuple[float, ...],
-    held_out: NDArray[np.bool_],
-    values: Floats,
-    at_least: int = 0,
-) -> Iterator[Floats]:
-    """Yield logits (N, K) of the held-out rows along the path, until their loss gets worse."""
-    best = np.inf
+def _held_out_path(
+    solver: _Solver, grid: tuple[float, ...], parts: list[NDArray[np.bool_]], at_least: int = 0
+) -> list[Floats]:
+    """Return logits (N, K) of held-out parts along the path, until each part has only got worse.
+
+    Args:
+        solver: Knows features and values.
+        grid: Penalties, strongest first.
+        parts: Masks of rows (N,); none of them is trained on.
+        at_least: The step that must be reached.
+    """
+    held_out = np.any(parts, axis=0)
+    path: list[Floats] = []
     for step, (weight, bias) in enumerate(solver.path(grid, ~held_out)):
-        logits = np.full_like(values, np.nan)
+        logits = np.full_like(solver.values, np.nan)
         logits[held_out] = solver.features[held_out, 0] @ weight + bias
-        yield logits
-        loss = _HeldOutLoss(1, values.shape[1])
-        loss.add([logits], values, held_out)
-        best = min(best, loss.means()[0])
-        if step >= at_least and loss.means()[0] > _GIVE_UP * best:
-            return
+        path.append(logits)
+        counted = [len(_path_losses(path, solver.values, rows)) for rows in parts]
+        if step >= at_least and max(counted) < len(path):
+            break
+    return path
 
 
-class _HeldOutLoss:
-    """Log loss of held-out cells at every step of the grid, added up over held-out parts."""
+def _path_losses(path: list[Floats], values: Floats, rows: NDArray[np.bool_]) -> Losses:
+    """Return a held-out part's summed losses and known cells (K,) along a path of logits (N, K).
 
-    def __init__(self, steps: int, attributes: int) -> None:
-        self.sums = np.zeros((steps, attributes))
-        self.cells = np.zeros((steps, attributes))
-        self.reached = steps  # by all paths: beyond it, one of them had only got worse
+    The part's own cells decide how far: up to the step before it has clearly got worse. So no row
+    has a say in a choice that it is to judge, though two parts share a path.
+    """
+    truth = values[rows]
+    known = ~np.isnan(truth)
+    target, cells = np.where(known, truth, 0), known.sum(axis=0)
+    found: Losses = []
+    best = np.inf
+    for logits in path:
+        z = np.where(known, logits[rows].astype(np.float64), 0)
+        sums = np.where(known, np.logaddexp(0, z) - target * z, 0).sum(axis=0)
+        mean = _mean(sums, cells)
+        if mean > _GIVE_UP * best:
+            break
+        best = min(best, mean)
+        found.append((sums, cells))
+    return found
 
-    def add(self, path: list[Floats], values: Floats, rows: NDArray[np.bool_]) -> None:
-        """Count the cells of ``rows``, predicted along a path of logits (N, K)."""
-        known = ~np.isnan(values[rows])
-        target = np.where(known, values[rows], 0)
-        for step, logits in enumerate(path):
-            z = np.where(known, logits[rows].astype(np.float64), 0)
-            self.sums[step] += np.where(known, np.logaddexp(0, z) - target * z, 0).sum(axis=0)
-            self.cells[step] += known.sum(axis=0)
-        self.reached = min(self.reached, len(path))
 
-    def means(self) -> Doubles:
-        """Return the mean over attributes of their mean loss, for every step reached."""
-        cells = self.cells[: self.reached]
-        some = cells.any(axis=0)
-        means: Doubles = (self.sums[: self.reached, some] / cells[:, some]).mean(axis=1)
-        return means
+def _best_step(parts: list[Losses]) -> int:
+    """Return the step of least loss, counted over several parts, among those all of them reach."""
+    steps = list(zip(*parts, strict=False))
+    return int(
+        np.argmin(
+            [_mean(*(np.sum(side, axis=0) for side in zip(*at, strict=True))) for at in steps]
+        )
+    )
 
-    def best(self) -> int:
-        """Return the step of least loss."""
-        return int(np.argmin(self.means()))
+
+def _mean(sums: Doubles, cells: NDArray[np.int64]) -> float:
+    """Return the mean over attributes, those with a cell, of their mean loss."""
+    return float(np.mean(sums[cells > 0] / cells[cells > 0])) if cells.any() else 0.0
 
 
 class _Solver:
