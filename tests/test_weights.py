@@ -199,7 +199,7 @@ def test_a_safetensors_file_gives_its_networks_features(tiny, expected, tmp_path
 
 
 def test_a_file_from_before_batch_norms_counted_their_steps_loads(tiny, expected, tmp_path):
-    # torchvision's published resnet18 is one: 102 tensors, no num_batches_tracked.
+    # The ResNets that torchvision publishes are such files.
     state = {k: v for k, v in tiny.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "w.pth")
     found = features(load("test_resnet", tmp_path / "w.pth"), pixels(64))

@@ -130,8 +130,10 @@ def load_backbone(
     """
     timm = import_timm()
     name = backbone.name
-    if not timm.is_model(name):
-        fix = did_you_mean(name.partition(".")[0], timm.list_models())
+    if not timm.is_model(name) or not _has_tag(timm, name):
+        base = name.partition(".")[0]
+        tags = timm.list_pretrained(f"{base}.*")
+        fix = did_you_mean(name, tags) if tags else did_you_mean(base, timm.list_models())
         if fix.startswith("known"):
             fix = "python -c 'import timm; print(timm.list_models())' lists them"
         raise RecipeError("timm has no such model", where="backbone.name", got=repr(name), fix=fix)
@@ -230,6 +232,14 @@ def _create(timm: ModuleType, name: str, weights: str, size: int | str, seed: in
             got=f"preprocess.size = {size} ({error})",
             fix='set preprocess.size = "auto"',
         ) from None
+
+
+def _has_tag(timm: ModuleType, name: str) -> bool:
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:  # timm's answer to resnet18.no_such_tag
+        return False
+    return True
 
 
 def _interpolation(cfg: dict[str, Any], preprocess: PreprocessConfig) -> Any:

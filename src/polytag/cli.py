@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -351,6 +352,9 @@ def main() -> None:
     130 interrupted.
     """
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks ✓ still gets the words
     try:
         with _one_line(lambda: debug):
             cli.main(standalone_mode=False)

