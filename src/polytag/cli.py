@@ -132,7 +132,7 @@ def train(**options: Any) -> None:
     changes |= {key: options[flag] for key, flag in flags.items() if options[flag] is not None}
     table = read_labels(options)
     log = logging.getLogger("polytag")
-    for note in table.notes:
+    for note in (*table.notes, table.cells):
         log.info("%s", note)
     for name, reason in table.warnings:
         log.warning("%s is not trained: %s", name, reason)

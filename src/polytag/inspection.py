@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,15 +60,13 @@ class Inspection:
         """Return what a person wants to know, in at most 80 columns where names allow it."""
         table = self.table
         lines = [f"{table.source}: {len(table)} pictures, {len(table.attributes)} attributes"]
-        lines += [f"  {note}" for note in table.notes]
+        for note in (*table.notes, table.cells):
+            lines += textwrap.wrap(note, 78, initial_indent="  ", subsequent_indent="    ")
         lines += ["", f"{'attribute':<24} {'present':>8} {'absent':>8} {'NA':>8}  prevalence"]
         for name, (present, absent, na) in zip(table.attributes, table.counts(), strict=True):
             known = present + absent
             share = f"{present / known:10.1%}" if known else "         -"
             lines.append(f"{name:<24} {present:>8} {absent:>8} {na:>8}  {share}")
-        lines += ["", "what the cells became:"]
-        for token, use in table.tokens.items():
-            lines.append(f"  {token or '(empty)':<12} -> {use.meaning:<8} {use.count:>8} cells")
         lines += ["", "first rows:"]
         for row in range(min(_ROWS, len(table))):
             cells = " ".join("NA" if v != v else f"{v:.0f}" for v in table.values[row, :12])

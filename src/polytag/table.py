@@ -135,6 +135,22 @@ class LabelTable:
                 found.append((name, f"one class only: {absent} absent, none present"))
         return tuple(found)
 
+    @property
+    def cells(self) -> str:
+        """What every distinct token of the file became, in words; empty for a table in memory.
+
+        Example:
+            >>> use = {"yes": TokenUse("present", 2), "": TokenUse("na", 1)}
+            >>> LabelTable(("a",), ("red",), [[1]], tokens=use).cells
+            "cells: 'yes' = present (2), '' = not known (1)"
+        """
+        words = {"na": "not known"}
+        uses = (
+            f"{token!r} = {words.get(use.meaning, use.meaning)} ({use.count})"
+            for token, use in self.tokens.items()
+        )
+        return f"cells: {', '.join(uses)}" if self.tokens else ""
+
     def where(self, row: int) -> str:
         """Return where a row (from 0) came from, as errors say it.
 
