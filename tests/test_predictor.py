@@ -19,7 +19,7 @@ from polytag.errors import ModelError, RecipeError, UserError
 from polytag.images import decode
 from polytag.modelfile import KEY
 from polytag.predictor import Predictor, load
-from polytag.preprocess import preprocess
+from polytag.preprocess import PreprocessSpec, preprocess
 
 from .conftest import LEARNT
 
@@ -90,7 +90,7 @@ def foreign(path: Path, metadata: dict[str, str] | None = None) -> Path:
 
 
 def test_an_onnx_file_of_somebody_else_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="not a polytag model.*without polytag's metadata"):
+    with pytest.raises(ModelError, match=r"not a polytag model.*without polytag's metadata"):
         load(foreign(tmp_path / "m.onnx"))
 
 
@@ -124,7 +124,7 @@ def test_a_model_of_a_future_format_says_to_upgrade(run, tmp_path):
         {"attributes": ["red", "bright"]},
         {"thresholds": [0.5]},
         {"thresholds": ["a", "b", "c"]},
-        {"preprocess": {"size": 48, "resize": "crop", "interpolation": "bilinear"}},
+        {"preprocess": PreprocessSpec(48).to_dict()},
         {"preprocess": {"size": 10**9}},
         {"unknown": 1},
     ],
@@ -274,7 +274,7 @@ def test_one_attributes_threshold_leaves_the_others(predictor):
 
 @pytest.mark.parametrize("value", [0, 1, -0.1, 30, float("nan"), float("inf")])
 def test_a_threshold_out_of_range_is_refused(predictor, value):
-    with pytest.raises(RecipeError, match="out of range.*above 0 and below 1"):
+    with pytest.raises(RecipeError, match=r"out of range.*above 0 and below 1"):
         predictor.with_thresholds(value)
     with pytest.raises(RecipeError, match="bright: a threshold is out of range"):
         predictor.with_thresholds(each={"bright": value})
@@ -286,7 +286,7 @@ def test_a_threshold_for_an_unknown_attribute_names_the_nearest_known(predictor)
 
 
 def test_a_threshold_for_an_attribute_left_out_says_why_it_was(predictor):
-    with pytest.raises(RecipeError, match="always: .*not trained: one class only"):
+    with pytest.raises(RecipeError, match=r"always: .*not trained: one class only"):
         predictor.with_thresholds(each={"always": 0.5})
 
 

@@ -59,7 +59,7 @@ class Demo:
         return "\n".join(
             [
                 "These pictures are DRAWN by a program: the numbers say that polytag works, not",
-                "how well it would do on photographs. Four attributes can be seen in the pictures;",
+                "how well it would do on photographs. Four attributes can be seen in them;",
                 f"{_CHANCE} is a coin toss, and should score like a guess.",
                 "",
                 headline(self.run.evaluation),

@@ -61,7 +61,7 @@ class Inspection:
         table = self.table
         lines = [f"{table.source}: {len(table)} pictures, {len(table.attributes)} attributes"]
         for note in (*table.notes, table.cells):
-            lines += textwrap.wrap(note, 78, initial_indent="  ", subsequent_indent="    ")
+            lines += _wrapped(note)
         lines += ["", f"{'attribute':<24} {'present':>8} {'absent':>8} {'NA':>8}  prevalence"]
         for name, (present, absent, na) in zip(table.attributes, table.counts(), strict=True):
             known = present + absent
@@ -73,18 +73,23 @@ class Inspection:
             more = " ..." if len(table.attributes) > 12 else ""
             lines.append(f"  {table.images[row]}: {cells}{more}")
         lines += ["", f"pictures: {self.usable} can be used, {len(self.skipped)} cannot"]
-        lines += [f"  {r.image} ({r.where}): {r.reason}" for r in self.skipped[:_LISTED]]
+        for row in self.skipped[:_LISTED]:
+            lines += _wrapped(f"{row.image} ({row.where}): {row.reason}")
         if len(self.skipped) > _LISTED:
             lines.append(f"  and {len(self.skipped) - _LISTED} more (--json lists them all)")
         if self.identical:
-            count = sum(map(len, self.identical))
-            lines.append(
-                f"  {len(self.identical)} groups of byte-identical files ({count} rows), such as "
-                f"{' = '.join(self.identical[0][:2])}"
+            rows = sum(map(len, self.identical))
+            twins = " = ".join(self.identical[0][:2])
+            lines += _wrapped(
+                f"groups of byte-identical files: {len(self.identical)} ({rows} rows), such as {twins}"
             )
         for name, reason in table.warnings:
-            lines.append(f"warning: {name} cannot be trained: {reason}")
+            lines += _wrapped(f"warning: {name} cannot be trained: {reason}")
         return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 79, initial_indent="  ", subsequent_indent="    ")
 
 
 def inspect_data(table: LabelTable, images: str | os.PathLike[str]) -> Inspection:
