@@ -73,16 +73,15 @@ class Inspection:
             more = " ..." if len(table.attributes) > 12 else ""
             lines.append(f"  {table.images[row]}: {cells}{more}")
         lines += ["", f"pictures: {self.usable} can be used, {len(self.skipped)} cannot"]
-        for row in self.skipped[:_LISTED]:
-            lines += _wrapped(f"{row.image} ({row.where}): {row.reason}")
+        for left_out in self.skipped[:_LISTED]:
+            lines += _wrapped(f"{left_out.image} ({left_out.where}): {left_out.reason}")
         if len(self.skipped) > _LISTED:
             lines.append(f"  and {len(self.skipped) - _LISTED} more (--json lists them all)")
         if self.identical:
             rows = sum(map(len, self.identical))
+            count = f"{len(self.identical)} ({rows} rows)"
             twins = " = ".join(self.identical[0][:2])
-            lines += _wrapped(
-                f"groups of byte-identical files: {len(self.identical)} ({rows} rows), such as {twins}"
-            )
+            lines += _wrapped(f"groups of byte-identical files: {count}, such as {twins}")
         for name, reason in table.warnings:
             lines += _wrapped(f"warning: {name} cannot be trained: {reason}")
         return "\n".join(lines)
