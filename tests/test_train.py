@@ -282,7 +282,8 @@ def test_no_label_of_a_fold_has_a_say_in_the_predictions_of_that_fold(
     table = world.table()
     values = np.array(table.values)
     inside = [table.images.index(name) for name, row in splits.items() if int(row["fold"]) == fold]
-    values[inside] = 1 - values[inside]  # all known labels, of every attribute
+    learnt = np.ix_(inside, range(len(LEARNT)))
+    values[learnt] = 1 - values[learnt]  # all known labels of that fold
     after = out_of_fold(train(tmp_path, table=with_values(table, values)))
 
     def p(frame: pl.DataFrame, same: bool) -> np.ndarray:

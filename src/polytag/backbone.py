@@ -211,7 +211,9 @@ def _create(timm: ModuleType, name: str, weights: str, size: int | str, seed: in
     options: dict[str, Any] = {"num_classes": 0}
 
     def create() -> Any:
-        with torch.random.fork_rng():  # random weights must neither use nor move the caller's state
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # random weights must neither use nor move the caller's state
             torch.manual_seed(seed)
             return timm.create_model(name, pretrained=weights == "hub", **options)
 

@@ -105,7 +105,7 @@ class ProbeConfig(_Section):
         gt=0,
         lt=1,
         description="The solver stops when an attribute's objective falls by less than this "
-        "share; 100 times smaller moved no probability by more than .003 where measured.",
+        "share in an iteration.",
     )
 
 

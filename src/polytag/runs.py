@@ -69,12 +69,12 @@ def new_run_folder(runs: Path, name: str | None, stem: str) -> Path:
 def mark_latest(run: Path) -> None:
     """Point ``runs/latest`` to a run; where links are not allowed, leave it out."""
     link = run.parent / "latest"
+    aside = run.parent / f".latest-{os.getpid()}"
     try:
-        with_name = run.parent / f".latest-{os.getpid()}"
-        with_name.symlink_to(run.name, target_is_directory=True)
-        with_name.replace(link)
+        aside.symlink_to(run.name, target_is_directory=True)
+        aside.replace(link)
     except OSError:  # Windows without the right to make links
-        with_name.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
