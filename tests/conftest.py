@@ -160,6 +160,13 @@ def run(train: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> 
 # ----------------------------------------------------------------------------- the command line
 
 
+Word = str | os.PathLike[str]
+
+
+def as_text(word: Word) -> str:
+    return os.fspath(word)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a command did."""
@@ -178,9 +185,9 @@ class Answer:
 def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
     """Call the command line in this process: ``cli("predict", run, picture)``."""
 
-    def call(*words: object) -> Answer:
+    def call(*words: Word) -> Answer:
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-        monkeypatch.setattr(sys, "argv", ["polytag", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["polytag", *map(as_text, words)])
         code = 0
         with (
             _fresh_logging(),
@@ -214,16 +221,16 @@ def _fresh_logging() -> Iterator[None]:
         root.setLevel(level)
 
 
-def start_polytag(*words: object, code: str = "", **options: Any) -> subprocess.Popen[str]:
+def start_polytag(*words: Word, code: str = "", **options: Any) -> subprocess.Popen[str]:
     """Start the command line in a process of its own; `code` runs before it."""
     program = f"{code}\nfrom polytag.cli import main\nmain()"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     pipes["env"] = os.environ | {"PYTHONIOENCODING": "utf-8"} | options.get("env", {})
-    command = [sys.executable, "-c", program, *map(str, words)]
+    command = [sys.executable, "-c", program, *map(as_text, words)]
     return subprocess.Popen(command, text=True, encoding="utf-8", **pipes)
 
 
-def polytag_process(*words: object, timeout: float = 120, **options: Any) -> Answer:
+def polytag_process(*words: Word, timeout: float = 120, **options: Any) -> Answer:
     """Run the command line in a process of its own, to its end."""
     with start_polytag(*words, **options) as process:
         try:

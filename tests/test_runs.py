@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from polytag.errors import UserError
-from polytag.files import cache_folder, write_text, written_aside
+from polytag.files import write_text, written_aside
 from polytag.runs import Run, hashes_seen, mark_latest, new_run_folder, write_rows
 
 # ----------------------------------------------------------------------------------- run folders
@@ -143,16 +143,6 @@ def test_a_block_that_writes_nothing_is_noticed_and_the_old_file_stays(tmp_path)
     assert path.read_text() == "old"
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    path = tmp_path / "a.txt"
-    with written_aside(path) as first, written_aside(path) as second:
-        assert first != second
-        first.write_text("first")
-        second.write_text("second")
-    assert path.read_text() == "first"  # the block that ends last
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def test_text_is_utf_8_with_plain_line_ends_everywhere(tmp_path):
     write_text(tmp_path / "a.txt", "ä\nb\n")
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\nb\n"
@@ -163,17 +153,3 @@ def test_a_written_file_can_be_read_by_others_as_any_new_file(tmp_path):
     write_text(tmp_path / "ours", "")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours")}
     assert len(modes) == 1
-
-
-# ---------------------------------------------------------------------------------------- the cache
-
-
-def test_the_cache_is_where_the_user_says_else_where_the_system_keeps_caches(monkeypatch, tmp_path):
-    monkeypatch.setenv("POLYTAG_CACHE", str(tmp_path / "mine"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "mine"
-    monkeypatch.setenv("POLYTAG_CACHE", "")
-    assert cache_folder() == tmp_path / "xdg" / "polytag"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "polytag"

@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
@@ -190,19 +189,6 @@ def test_the_pictures_of_a_run_are_pictures(run, name):
     with Image.open(run.path / name) as image:
         image.load()
         assert min(image.size) > 300 and len(set(image.convert("L").get_flattened_data())) > 50
-
-
-def test_the_loss_curve_has_the_axes_and_the_title_that_were_promised(monkeypatch, tmp_path):
-    drawn: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k))[1]
-    )
-    plots.loss_curve([0.7, 0.5, 0.4], "Aimonk_multilabel_problem $x_1$", tmp_path / "c.png")
-    (axes,) = drawn[0].axes
-    assert axes.get_xlabel() == "iteration_number" and axes.get_ylabel() == "training_loss"
-    assert axes.get_title() == "Aimonk_multilabel_problem $x_1$"
-    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [0.7, 0.5, 0.4])
 
 
 def test_the_weights_hold_the_network_its_normalisation_and_the_head(run):
