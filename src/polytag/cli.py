@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -268,7 +269,8 @@ def write_predictions(chunks: Iterator[Predictions], form: str, out: Path | None
         if form == "parquet":
             write_parquet(chunks, aside)
         else:
-            with aside.open("w", encoding="utf-8", newline="") as file:
+            # Names of files need not be UTF-8.
+            with aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
                 WRITERS[form](chunks, file)
 
 
@@ -354,10 +356,13 @@ def main() -> None:
     debug = "--debug" in sys.argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks ✓ still gets the words
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal may lack ✓ or a name's letters
     try:
         with _one_line(lambda: debug):
             cli.main(standalone_mode=False)
+            sys.stdout.flush()  # here, where a reader that went away is expected
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
@@ -367,7 +372,8 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:  # `polytag predict ... | head`
-        sys.stderr.close()
+        # The interpreter flushes once more on its way out, and must find somebody to read.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception:
         traceback.print_exc()

@@ -269,10 +269,15 @@ def _toml_entry(key: str, value: object, comment: str) -> list[str]:
     import textwrap  # only printing a recipe needs it
 
     wrapped = textwrap.wrap(comment, 78, initial_indent="# ", subsequent_indent="# ")
-    plain = list(value) if isinstance(value, tuple) else value
-    # tomli_w breaks lists over lines; a recipe's are short, so they go back on one.
-    entry = " ".join(part.strip() for part in tomli_w.dumps({key: plain}).splitlines())
-    return [*wrapped, entry.replace("[ ", "[").replace(", ]", "]")]
+    if isinstance(value, tuple):  # tomli_w would break it over lines
+        text = f"[{', '.join(_toml_value(item) for item in value)}]"
+    else:
+        text = _toml_value(value)
+    return [*wrapped, f"{key} = {text}"]
+
+
+def _toml_value(value: object) -> str:
+    return tomli_w.dumps({"k": value}).removeprefix("k = ").rstrip("\n")
 
 
 def _with_changes(tree: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 Every picture has its own random generators, seeded with ``(seed, index)``: one decides what is
 true of it, another how it looks. A garment is drawn in garment units (shoulder to waist is 1; x
-runs sideways from its middle, y downwards), and a canvas puts these on pixels. So a few words
-(mark, ribbon, motif, rows) draw cloth, people and rooms, whatever the turn, the size, the bend.
+runs sideways, y downwards), and a canvas puts these on pixels, whatever the turn, size and bend.
 """
 
 from __future__ import annotations
@@ -181,6 +180,7 @@ def rounded(outline: Points, softness: int = 5) -> Points:
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
+    """A colour between two: 0 is the one, 1 the other."""
     return tuple(round(p + (q - p) * share) for p, q in zip(one, other, strict=True))
 
 

@@ -94,3 +94,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+
+
+def printable(text: str) -> str:
+    r"""Keep a name to one line that every terminal can print.
+
+    Example:
+        >>> printable("a\x1b[31m.jpg")
+        'a\\x1b[31m.jpg'
+    """
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import uuid
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,19 +230,29 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rows: dict[str, tuple[NDArray[Any], int]] = {}
+        self.rows: dict[str, tuple[Any, int]] = {}  # a shard (numpy.memmap), and the row in it
         for shard in sorted(folder.glob("[!.]*.npy")):
             self._open(shard)
 
     def __contains__(self, text: str) -> bool:
-        return text in self.rows
+        """Say whether the row is there and as it was written."""
+        if text not in self.rows:
+            return False
+        shard, row = self.rows[text]
+        if zlib.crc32(np.ascontiguousarray(shard["features"][row])) == shard["check"][row]:
+            return True
+        self.rows = {key: place for key, place in self.rows.items() if place[0] is not shard}
+        self._left_out(shard.filename, "its checksum is wrong")
+        return False
 
     def add(self, hashes: Sequence[str], features: Floats) -> None:
         """Keep features float32 (n, V, D) under their hashes, as one new shard."""
-        kind = np.dtype([("hash", "u1", (32,)), ("features", "<f4", features.shape[1:])])
+        shape = features.shape[1:]
+        kind = np.dtype([("hash", "u1", (32,)), ("check", "<u4"), ("features", "<f4", shape)])
         table = np.empty(len(hashes), kind)
         table["hash"] = [list(bytes.fromhex(text)) for text in hashes]
         table["features"] = features
+        table["check"] = [zlib.crc32(row) for row in table["features"]]
         path = self.folder / f"{uuid.uuid4().hex}.npy"
         with written_aside(path) as aside:
             np.save(aside, table)
@@ -262,9 +273,12 @@ class FeatureStore:
             table = np.load(path, mmap_mode="r", allow_pickle=False)
             for row, digest in enumerate(table["hash"]):
                 self.rows[digest.tobytes().hex()] = (table, row)
-        except (OSError, ValueError, IndexError) as error:
-            # A disk's fault, as shards appear whole: what it held is computed again.
-            log.warning("a damaged shard of the feature cache is left out: %s (%s)", path, error)
+        except Exception as error:  # numpy's readers raise many kinds on broken files
+            self._left_out(path, error)
+
+    def _left_out(self, path: object, reason: object) -> None:
+        # A disk's fault, as shards appear whole: what it held is computed again.
+        log.warning("a damaged shard of the feature cache is left out: %s (%s)", path, reason)
 
 
 def backbone_graph(backbone: Backbone) -> Path:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from polytag.errors import UserError
+
+# What the user can mend; another error of the system is not about the place.
+_CANNOT_WRITE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+}
 
 
 @contextmanager
@@ -15,6 +24,9 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     A reader sees the old file or the whole new one. If the block raises, the aside file is
     removed and ``path`` is as it was.
+
+    Raises:
+        UserError: The place cannot be written to, or the disk is full.
 
     Example:
         >>> import tempfile
@@ -25,17 +37,23 @@ def written_aside(path: Path) -> Iterator[Path]:
         ...     target.read_text()
         '1 2 3'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Keeps the suffix (writers choose a format by it); the process id and a random part let two
     # processes write the same target at once.
     aside = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())  # or a power cut could leave the new name on empty blocks
         aside.replace(path)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        reason = os.strerror(error.errno)
+        raise UserError("the file cannot be written", where=str(path), got=reason) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what cannot be
+            aside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,8 +66,8 @@ def cache_folder() -> Path:
     """Return the folder for what can be computed again: ``$POLYTAG_CACHE``, else the user's cache.
 
     Example:
-        >>> cache_folder().name
-        'polytag'
+        >>> isinstance(cache_folder(), Path)
+        True
     """
     if chosen := os.environ.get("POLYTAG_CACHE"):
         return Path(chosen)

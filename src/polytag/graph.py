@@ -43,9 +43,19 @@ def export_backbone(backbone: Backbone, path: Path) -> None:
             )
             if program is None:  # only with arguments we do not give; for the type checker
                 raise RuntimeError("torch.onnx.export returned nothing")
-            program.save(str(aside), external_data=False)
+            model = program.model_proto
+            _forget_source(model.graph)
+            onnx.save(model, str(aside))
     finally:
         quiet.setLevel(level)
+
+
+def _forget_source(graph: onnx.GraphProto) -> None:
+    """Take out where in whose files each node was traced: it is long, and nobody's business."""
+    del graph.metadata_props[:]
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def write_model(backbone_graph: Path, head: LinearHead, info: ModelInfo, path: Path) -> None:

@@ -28,7 +28,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from polytag.errors import ImageError, UserError
+from polytag.errors import ImageError, UserError, printable
 
 MAX_PIXELS = 50_000_000
 """Largest picture, width times height: above any phone's usual shot, 200 MB once decoded."""
@@ -98,7 +98,7 @@ def decode(
         polytag.errors.ImageError: photo.jpg: not a picture; got a file that begins with
         b'<!DOCTYPE html>', expected JPEG, PNG, WebP, BMP, GIF or TIFF
     """
-    where = _printable(name or (str(source) if isinstance(source, Path) else "<bytes>"))
+    where = printable(name or (str(source) if isinstance(source, Path) else "<bytes>"))
     with _open(source, where) as file:
         kind, step = "file", "cannot read"
         try:
@@ -130,7 +130,7 @@ def content_hash(path: Path) -> str:
         ...     content_hash(file)[:16]
         'ba7816bf8f01cfea'
     """
-    where = _printable(str(path))
+    where = printable(str(path))
     with _open(path, where) as file:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -183,7 +183,7 @@ def _meant_by(text: str) -> list[Path]:
                 files.append(match)
     if not files:
         expected = "names that end in " + ", ".join(sorted(SUFFIXES))
-        raise UserError(what, where=_printable(text), expected=expected)
+        raise UserError(what, where=printable(text), expected=expected)
     return files
 
 
@@ -198,7 +198,7 @@ def _walk(folder: Path) -> list[Path]:
     """List the pictures in a folder and below it, sorted, without the hidden ones."""
 
     def refuse(error: OSError) -> None:
-        where = _printable(str(error.filename))
+        where = printable(str(error.filename))
         raise UserError("the folder cannot be read", where=where, got=_reason(error)) from error
 
     found: list[Path] = []
@@ -207,11 +207,6 @@ def _walk(folder: Path) -> list[Path]:
         files = (Path(parent, name) for name in names if not name.startswith("."))
         found.extend(file for file in files if file.suffix.lower() in SUFFIXES)
     return sorted(found)
-
-
-def _printable(name: str) -> str:
-    """Keep a name to one line of a message that every terminal can print."""
-    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 def _open(source: Path | bytes, where: str) -> io.BytesIO | io.BufferedReader:

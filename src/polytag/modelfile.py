@@ -92,13 +92,22 @@ class ModelInfo:
             tree["preprocess"] = PreprocessSpec.from_dict(tree["preprocess"])
             tree["attributes"] = tuple(tree["attributes"])
             tree["thresholds"] = tuple(tree["thresholds"])
-            return cls(**tree)
+            info = cls(**tree)
+            if not _consistent(info):
+                raise ValueError("one threshold in (0, 1) is expected for each attribute")
+            return info
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, ModelError):
                 raise
             raise ModelError(
                 "polytag's metadata in this model cannot be read", where=where, got=str(error)
             ) from None
+
+
+def _consistent(info: ModelInfo) -> bool:
+    numbers = all(isinstance(t, float | int) and 0 < t < 1 for t in info.thresholds)
+    names = all(isinstance(name, str) for name in info.attributes)
+    return numbers and names and len(info.thresholds) == len(info.attributes) > 0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from polytag.errors import UserError
+from polytag.errors import UserError, printable
 
 DECIMALS = 6  # of a probability in text formats: float32 holds no more
 
@@ -91,17 +92,19 @@ def concatenate(chunks: Iterable[Predictions]) -> Predictions:
 def write_text(chunks: Iterable[Predictions], out: TextIO) -> None:
     """Write what a person wants to read: what is present first, surest first."""
     for chunk in chunks:
-        width = max((len(name) for name in chunk.attributes), default=0)
+        names = [printable(name) for name in chunk.attributes]
+        width = max(map(len, names), default=0)
         for row, image in enumerate(chunk.images):
-            out.write(f"{image}\n")
+            out.write(f"{printable(image)}\n")
             if error := chunk.errors[row]:
                 # The line above names the file already.
-                out.write(f"  ! not read: {error.removeprefix(f'{image}: ')}\n\n")
+                reason = printable(error).removeprefix(f"{printable(image)}: ")
+                out.write(f"  ! not read: {reason}\n\n")
                 continue
             decisions, present = chunk.decisions[row], []
             order = np.lexsort((-chunk.probabilities[row], decisions != "present"))
             for k in order:
-                name, is_present = chunk.attributes[k], decisions[k] == "present"
+                name, is_present = names[k], decisions[k] == "present"
                 present += [name] if is_present else []
                 mark = "✓" if is_present else "✗"
                 share = f"{chunk.probabilities[row, k] * 100:5.1f} %"
@@ -111,11 +114,11 @@ def write_text(chunks: Iterable[Predictions], out: TextIO) -> None:
 
 
 def write_json(chunks: Iterable[Predictions], out: TextIO) -> None:
-    """Write one JSON array of records."""
+    """Write one JSON array of records, in ASCII: no terminal's encoding can spoil a name."""
     separator = "["
     for chunk in chunks:
         for record in chunk.records():
-            out.write(f"{separator}\n  {json.dumps(record, ensure_ascii=False)}")
+            out.write(f"{separator}\n  {json.dumps(record)}")
             separator = ","
     out.write("[]\n" if separator == "[" else "\n]\n")
 
@@ -124,7 +127,7 @@ def write_jsonl(chunks: Iterable[Predictions], out: TextIO) -> None:
     """Write one JSON record a line."""
     for chunk in chunks:
         for record in chunk.records():
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+            out.write(json.dumps(record) + "\n")
 
 
 def write_csv(chunks: Iterable[Predictions], out: TextIO) -> None:
@@ -133,15 +136,14 @@ def write_csv(chunks: Iterable[Predictions], out: TextIO) -> None:
     Text that begins with ``= + - @``, a tab or a line break gets an apostrophe in front
     (OWASP ASVS 1.2.10); Parquet and JSON hold names as they are.
     """
-    writer = csv.writer(out, lineterminator="\n")
     for index, chunk in enumerate(chunks):
         if index == 0:
-            writer.writerow([_spreadsheet_safe(name) for name in _wide_columns(chunk.attributes)])
+            out.write(_csv_line(map(_spreadsheet_safe, _wide_columns(chunk.attributes))))
         for row, image in enumerate(chunk.images):
             cells: list[str] = [_spreadsheet_safe(image)]
             for p, decision in zip(chunk.probabilities[row], chunk.decisions[row], strict=True):
                 cells += ["" if np.isnan(p) else f"{p:.{DECIMALS}f}", str(decision)]
-            writer.writerow([*cells, _spreadsheet_safe(chunk.errors[row] or "")])
+            out.write(_csv_line([*cells, _spreadsheet_safe(chunk.errors[row] or "")]))
 
 
 def write_parquet(chunks: Iterable[Predictions], path: Path) -> None:
@@ -151,11 +153,13 @@ def write_parquet(chunks: Iterable[Predictions], path: Path) -> None:
     joined = concatenate(chunks)
     columns: dict[str, Any] = {}
     names = _wide_columns(joined.attributes)
-    columns["image"] = list(joined.images)
+    columns["image"] = [_unicode(image) for image in joined.images]
     for k, (probability, decision) in enumerate(zip(names[1:-1:2], names[2:-1:2], strict=True)):
         columns[probability] = pl.Series(joined.probabilities[:, k]).fill_nan(None)
-        columns[decision] = [str(d) or None for d in joined.decisions[:, k]]
-    columns["error"] = pl.Series(joined.errors, dtype=pl.String)
+        words = [str(d) or None for d in joined.decisions[:, k]]
+        columns[decision] = pl.Series(words, dtype=pl.String)
+    errors = [error and _unicode(error) for error in joined.errors]
+    columns["error"] = pl.Series(errors, dtype=pl.String)
     pl.DataFrame(columns).write_parquet(path)
 
 
@@ -173,6 +177,18 @@ def _wide_columns(attributes: tuple[str, ...]) -> list[str]:
             fix="write --format jsonl, or rename the attribute",
         )
     return names
+
+
+def _csv_line(cells: Iterable[str]) -> str:
+    # The writer quotes the characters of its own line end only: \r\n makes it quote both.
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _unicode(name: str) -> str:
+    """Return a name that Parquet can hold; bytes that are no UTF-8 are written as \\udcXX."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _spreadsheet_safe(text: str) -> str:

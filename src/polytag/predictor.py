@@ -73,6 +73,19 @@ class Predictor:
         self.session = open_session(path)
         properties = self.session.get_modelmeta().custom_metadata_map
         self.info = ModelInfo.from_json(properties.get(KEY), str(path))
+        shapes = {
+            io.name: io.shape for io in (*self.session.get_inputs(), *self.session.get_outputs())
+        }
+        side, count = self.info.preprocess.size, len(self.info.attributes)
+        if shapes.get("images", [])[1:] != [side, side, 3] or shapes.get("probabilities", [])[
+            1:
+        ] != [count]:
+            raise ModelError(
+                "the model's graph and polytag's metadata in it disagree",
+                where=str(path),
+                got=f"images {shapes.get('images')}, probabilities {shapes.get('probabilities')}",
+                expected=f"images (B, {side}, {side}, 3), probabilities (B, {count})",
+            )
 
     def with_thresholds(
         self, common: float | None = None, each: Mapping[str, float] | None = None

@@ -36,7 +36,7 @@ def new_run_folder(runs: Path, name: str | None, stem: str) -> Path:
     """Make a run folder: ``runs/name``, or the first free of ``runs/stem-1``, ``stem-2`` ...
 
     Raises:
-        UserError: ``name`` is taken or cannot be a folder's name.
+        UserError: ``name`` is taken or cannot be a folder's name; nothing can be written there.
 
     Example:
         >>> import tempfile
@@ -44,18 +44,10 @@ def new_run_folder(runs: Path, name: str | None, stem: str) -> Path:
         ...     [new_run_folder(Path(folder), None, "probe").name for _ in range(2)]
         ['probe-1', 'probe-2']
     """
-    runs.mkdir(parents=True, exist_ok=True)
+    check_run_name(runs, name)
     if name is not None:
-        if name in ("", ".", "..", "latest") or Path(name).name != name:
-            expected = "a plain folder name other than latest"
-            raise UserError("not a name for a run", got=repr(name), expected=expected)
-        folder = runs / name
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            fix = "choose another --name, or remove that folder"
-            raise UserError("this run exists already", where=str(folder), fix=fix) from None
-        return folder
+        (runs / name).mkdir()
+        return runs / name
     number = 1
     while True:
         folder = runs / f"{stem}-{number}"
@@ -64,6 +56,31 @@ def new_run_folder(runs: Path, name: str | None, stem: str) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+def check_run_name(runs: Path, name: str | None) -> None:
+    """Refuse what `new_run_folder` could not make, before any work is done for it.
+
+    Raises:
+        UserError: As `new_run_folder`; or there can be no folder ``runs``.
+    """
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            "runs cannot be kept here", where=str(runs), got=reason, fix="choose another --runs"
+        ) from None
+    if not os.access(runs, os.W_OK):
+        raise UserError("runs cannot be kept here", where=str(runs), got="no permission to write")
+    if name is None:
+        return
+    if name in ("", ".", "..", "latest") or Path(name).name != name:
+        expected = "a plain folder name other than latest"
+        raise UserError("not a name for a run", got=repr(name), expected=expected)
+    if os.path.lexists(runs / name):
+        fix = "choose another --name, or remove that folder"
+        raise UserError("this run exists already", where=str(runs / name), fix=fix)
 
 
 def mark_latest(run: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
+from polytag.errors import printable
 from polytag.results import Evaluation, Value
 
 _NAME = 15  # columns left for an attribute's name
@@ -32,7 +34,7 @@ def table(evaluation: Evaluation) -> str:
     names = f"{'attribute':<{_NAME}} present absent   NA  AP  guess    AUC   F1  guess    accuracy"
     lines = [names]
     for a in evaluation.attributes:
-        name = a.name if len(a.name) <= _NAME else f"{a.name[: _NAME - 1]}…"
+        name = _shortened(printable(a.name))
         counts = f"{a.present:>7} {a.absent:>6} {a.na:>4}"
         lines.append(f"{name:<{_NAME}} {counts}  {_metrics(a.ap, a.auc, a.f1, a.accuracy)}")
     means = _metrics(macro["ap"], macro["auc"], macro["f1"], macro["accuracy"])
@@ -50,8 +52,17 @@ def table(evaluation: Evaluation) -> str:
         reasons = {**mean.missing, **reasons}
     if reasons:
         lines += ["", "not measured, or only in part:"]
-        lines += [f"  {name}: {reason}" for name, reason in reasons.items()]
+        for name, reason in reasons.items():
+            lines += textwrap.wrap(
+                f"{printable(name)}: {reason}", 79, initial_indent="  ", subsequent_indent="    "
+            )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _shortened(name: str) -> str:
+    """Return at most 15 characters: names that begin alike mostly end differently."""
+    half = _NAME // 2
+    return name if len(name) <= _NAME else f"{name[:half]}…{name[-half:]}"
 
 
 def _metrics(ap: Value, auc: Value, f1: Value, accuracy: Value) -> str:

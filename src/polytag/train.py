@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from polytag.probe import fit_probe, fits
 from polytag.progress import progress
 from polytag.splits import stratified_folds
 from polytag.table import LabelTable
+
+log = logging.getLogger("polytag")
 
 
 def fit(
@@ -74,6 +77,7 @@ def fit(
     # 1. Every name of the recipe becomes a thing first, so that a mistake costs no time.
     chosen = load_recipe(recipe, changes)
     chosen = chosen.replace({"device": resolve_device(chosen.device)})
+    runs.check_run_name(Path(folder), name)
     located = locate(table, Path(images))
     refuse_too_many(skipped_rows(table, located[1]), len(table), strict=strict, most=max_skipped)
     _trainable(table)
@@ -84,6 +88,8 @@ def fit(
     rows = usable_rows(table, *located, extractor)
     refuse_too_many(rows.skipped, len(table), strict=strict, most=max_skipped)
     learnt, left_out = _trainable(rows.table)
+    for lost in left_out.keys() - dict(table.warnings):
+        log.warning("%s is not trained: %s, without the skipped pictures", lost, left_out[lost])
 
     # 3. Folds: identical pictures on one side, classes and holes of every attribute spread evenly.
     groups = identical(rows.hashes)
@@ -155,9 +161,10 @@ def _resolved(
 
     ``probe.l2`` stays as it is: it is chosen by the data, anew in every fold.
     """
-    spec = backbone.spec
+    spec, weights = backbone.spec, recipe.backbone.weights
     return recipe.replace(
         {
+            "backbone.weights": str(Path(weights).absolute()) if Path(weights).suffix else weights,
             "features.engine": engine,
             "preprocess.size": spec.size,
             "preprocess.crop_fraction": spec.crop_fraction,

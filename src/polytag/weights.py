@@ -32,6 +32,9 @@ EMBEDDED_MEAN_STD = ((127 / 255,) * 3, (128 / 255,) * 3)
 
 # Where training scripts put the weights inside a checkpoint, and what wrappers put before a key.
 _NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
+_HEADS = ("fc", "_fc", "classifier", "head", "head_dist")  # of timm, torchvision and others
+_WEIGHTLESS = ("num_batches_tracked", "relative_position_index", "attn_mask")
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 
 
@@ -111,32 +114,53 @@ def fit_state(
     """Match a file's tensors to a model's: by name, else one to one in order with equal shapes.
 
     The second way reads files of another naming style (torchvision's EfficientNet for timm's):
-    both list the same layers in the order in which a picture passes them. Tensors of a
-    classifier that the model does not have (``head`` names it) are left out.
+    both list the same layers in the order in which a picture passes them. A classifier (``head``,
+    or one of the usual names) is left out, and so is what carries no weight; nothing else may be
+    left over on either side.
 
     Raises:
         ModelError: Neither way works; the message lists keys of both sides.
     """
-    wanted = {k: v for k, v in model.state_dict().items() if not _belongs(k, head)}
-    named = {key: state[key] for key in wanted if key in state}
-    if len(named) == len(wanted) and all(named[k].shape == wanted[k].shape for k in wanted):
-        return named
-    # Torchvision and timm name the classifier differently; it comes last in both.
-    ordered = list(state.items())[: len(wanted)]
-    if len(ordered) == len(wanted) and all(
-        found.shape == want.shape and name.rpartition(".")[2] == key.rpartition(".")[2]
-        for (name, found), (key, want) in zip(ordered, wanted.items(), strict=True)
-    ):
-        return {key: found for key, (_, found) in zip(wanted, ordered, strict=True)}
-    missing = [k for k in wanted if k not in state or state[k].shape != wanted[k].shape]
-    spare = [k for k in state if k not in wanted or state[k].shape != wanted[k].shape]
+    heads = {*head, *_HEADS}
+    wanted = {
+        key: value for key, value in model.state_dict().items() if _has_weight(key, set(head))
+    }
+    given = {key: value for key, value in state.items() if _has_weight(key, heads - wanted.keys())}
+    if given.keys() == wanted.keys() and all(given[k].shape == wanted[k].shape for k in wanted):
+        return given
+    # As the file lists them; a .safetensors file lists them by the alphabet, and so as their
+    # names count.
+    for keys in (list(given), sorted(given, key=_as_counted)):
+        pairs = list(zip(keys, wanted, strict=False))
+        if len(given) == len(wanted) and all(
+            given[key].shape == wanted[want].shape
+            and key.rpartition(".")[2] == want.rpartition(".")[2]
+            for key, want in pairs
+        ):
+            return {want: given[key] for key, want in pairs}
+    missing = [k for k in wanted if k not in given or given[k].shape != wanted[k].shape]
+    spare = [k for k in given if k not in wanted or given[k].shape != wanted[k].shape]
     raise ModelError(
         "the weights do not fit the backbone",
         where=where,
-        got=f"{len(state)} tensors, among them {_some(spare)}",
+        got=f"{len(given)} tensors, of which {len(spare)} have no place: {_some(spare)}",
         expected=f"{len(wanted)} tensors, of which {len(missing)} have no match: {_some(missing)}",
         fix="name the network that the file was made with by --backbone",
     )
+
+
+def _has_weight(key: str, heads: set[str]) -> bool:
+    """Say whether a tensor belongs to the body and decides what it computes."""
+    named = any(key.startswith(f"{head}.") for head in heads)
+    return not named and key.rpartition(".")[2] not in _WEIGHTLESS
+
+
+def _as_counted(key: str) -> list[tuple[int, int, str]]:
+    """Sort features.10 behind features.9, and a layer's tensors as torch lists them."""
+    module, _, tensor = key.rpartition(".")
+    parts = [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in module.split(".")]
+    rank = _TENSORS.index(tensor) if tensor in _TENSORS else len(_TENSORS)
+    return [*parts, (2, rank, tensor)]
 
 
 def state_hash(model: nn.Module) -> str:
@@ -165,9 +189,9 @@ def download(create: Callable[[], nn.Module], name: str) -> nn.Module:
 
     quiet = logging.getLogger("huggingface_hub")
     level, offline = quiet.level, constants.HF_HUB_OFFLINE
-    # Where the hub's name means nothing, its client would try for a minute before it looks into
-    # its own cache.
-    constants.HF_HUB_OFFLINE = offline or not _has_address(constants.ENDPOINT)
+    # Where nobody answers, the hub's client would try for a minute before it looks into its own
+    # cache.
+    constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
     quiet.setLevel(logging.CRITICAL)
     try:
         return create()
@@ -185,18 +209,16 @@ def download(create: Callable[[], nn.Module], name: str) -> nn.Module:
         constants.HF_HUB_OFFLINE = offline
 
 
-def _has_address(url: str) -> bool:
+def _reachable(url: str) -> bool:
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True  # the proxy looks names up
+        return True  # the proxy knows
+    parts = urlsplit(url)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
-        socket.getaddrinfo(urlsplit(url).hostname, 443)
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
     except OSError:
         return False
     return True
-
-
-def _belongs(key: str, heads: tuple[str, ...]) -> bool:
-    return any(key.startswith(f"{head}.") for head in heads)
 
 
 def _some(keys: list[str], most: int = 4) -> str:
