@@ -171,11 +171,11 @@ def test_json_of_nothing_is_an_empty_array(chunks):
     assert written(write_jsonl, chunks) == ""
 
 
-def test_json_keeps_names_readable_and_lines_whole():
-    said = predictions([[0.5, 0.5, 0.5]], ["größe\n漢.jpg"])
-    (line,) = written(write_jsonl, [said]).splitlines()
-    assert "größe\\n漢.jpg" in line
-    assert json.loads(line)["image"] == "größe\n漢.jpg"
+def test_json_keeps_names_and_lines_whole_whatever_stands_in_them():
+    name = "größe\n漢\u2028\udcff.jpg"  # the last one: a byte that is no UTF-8
+    (line,) = written(write_jsonl, [predictions([[0.5, 0.5, 0.5]], [name])]).splitlines()
+    assert json.loads(line)["image"] == name
+    assert json.loads(written(write_json, [predictions([[0.5] * 3], [name])]))[0]["image"] == name
 
 
 @settings(deadline=None, max_examples=50)

@@ -11,6 +11,8 @@ import pytest
 
 from polytag.errors import UserError
 from polytag.files import write_text, written_aside
+from polytag.images import content_hash
+from polytag.predictor import load
 from polytag.runs import Run, hashes_seen, mark_latest, new_run_folder, write_rows
 
 # ----------------------------------------------------------------------------------- run folders
@@ -29,14 +31,16 @@ def test_a_file_in_the_way_is_passed_over(tmp_path):
     assert new_run_folder(tmp_path, None, "probe").name == "probe-2"
 
 
-@pytest.mark.parametrize("name", ["a", "with space", "ünïcode", "v1.2", "-x"])
+@pytest.mark.parametrize("name", ["a", "with space", "ünïcode", "v1.2"])
 def test_a_run_is_called_as_one_likes(tmp_path, name):
     assert new_run_folder(tmp_path, name, "probe") == tmp_path / name
     with pytest.raises(UserError, match=r"exists already.*another --name"):
         new_run_folder(tmp_path, name, "probe")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "latest", "a/b", "/abs", "../up", "a/"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "latest", "a/b", "/abs", "../up", "a/", "-x", ".x"]
+)
 def test_a_name_that_is_no_plain_folder_name_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="not a name for a run"):
         new_run_folder(tmp_path / "runs", name, "probe")
@@ -105,11 +109,13 @@ def test_rows_that_fail_half_way_leave_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
 
 
-def test_what_a_run_saw_is_known_by_content_and_unknown_for_a_bare_file(run, world, tmp_path):
-    from polytag.images import content_hash
-
-    assert hashes_seen(run.path) == {content_hash(world.path(name)) for name in world.good}
-    assert hashes_seen(tmp_path) is None
+def test_what_a_run_saw_is_known_by_content_and_only_from_its_own_splits(run, world, tmp_path):
+    made_with = load(run).info.splits_hash
+    seen = {content_hash(world.path(name)) for name in world.good}
+    assert hashes_seen(run.path, made_with) == seen
+    assert hashes_seen(tmp_path, made_with) is None  # a bare model file
+    (tmp_path / "splits.csv").write_text("image,content_hash,group,fold\n")
+    assert hashes_seen(tmp_path, made_with) is None  # somebody else's splits
 
 
 # ------------------------------------------------------------------------------ whole or not at all

@@ -177,7 +177,9 @@ FORMS = {
     "state_dict of model.": lambda state: {"state_dict": wrapped(state, "model.")},
     "without its classifier": lambda state: {k: v for k, v in state.items() if k[:2] != "fc"},
     "in another order": lambda state: dict(reversed(state.items())),
-    "with step counts": lambda state: state | {"n_averaged": torch.tensor(3)},
+    "n_averaged and module.": lambda state: (
+        wrapped(state, "module.") | {"n_averaged": torch.tensor(3)}  # torch's AveragedModel
+    ),
 }
 
 

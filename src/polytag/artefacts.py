@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from polytag import plots, runs
 from polytag.backbone import Backbone
@@ -21,7 +21,7 @@ from polytag.config import Recipe, to_toml
 from polytag.features import Rows
 from polytag.files import write_text, written_aside
 from polytag.graph import write_model
-from polytag.images import decode
+from polytag.images import content_hash, decode
 from polytag.model import Classifier
 from polytag.modelfile import ModelInfo
 from polytag.probe import ProbeFit
@@ -72,7 +72,8 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
     Returns:
         The content of ``metrics.json``.
     """
-    info = _model_info(outcome)
+    _write_tables(run, outcome)
+    info = _model_info(run, outcome)
     metrics = outcome.evaluation.to_dict() | {
         "rows": len(outcome.rows.table),
         "skipped": len(outcome.rows.skipped),
@@ -86,7 +87,6 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
     write_text(run / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     card = model_card(info, outcome.evaluation, outcome.recipe, len(outcome.rows.table))
     write_text(run / "README.md", card)
-    _write_tables(run, outcome)
     _write_out_of_fold(run / "oof.parquet", outcome)
     plots.loss_curve(outcome.probe.losses, outcome.recipe.title, run / "loss_curve.png")
     plots.sample_predictions(
@@ -95,12 +95,13 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
     classifier = Classifier(outcome.backbone.cpu(), len(outcome.learnt))
     classifier.set_head(outcome.probe.head)
     with written_aside(run / "weights.safetensors") as aside:
-        save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, aside)
+        # As bytes, so that a full disk is an ordinary error and the file as readable as others.
+        aside.write_bytes(save({k: v.contiguous() for k, v in classifier.state_dict().items()}))
     write_model(outcome.graph, outcome.probe.head, info, run / "model.onnx")
     return metrics
 
 
-def _model_info(outcome: Outcome) -> ModelInfo:
+def _model_info(run: Path, outcome: Outcome) -> ModelInfo:
     table, whole = outcome.rows.table, outcome.evaluation.to_dict()
     kinds = ("present", "absent", "na")
     counts = zip(table.attributes, table.counts().tolist(), strict=True)
@@ -111,12 +112,17 @@ def _model_info(outcome: Outcome) -> ModelInfo:
         preprocess=outcome.backbone.spec,
         left_out=outcome.left_out,
         counts={name: dict(zip(kinds, row, strict=True)) for name, row in counts},
-        # Where the data lay is nobody's business who gets the model.
-        recipe=outcome.recipe.model_dump(mode="json", exclude={"data"}),
+        recipe=_without_places(outcome.recipe).model_dump(mode="json", exclude={"data"}),
+        splits_hash=content_hash(run / "splits.csv"),
         metrics={"macro": whole["macro"], "over": whole["over"]},
         versions=versions | {"python": platform.python_version()},
         weights_licence=outcome.backbone.licence,
     )
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    """Return the recipe without folders of this machine: nobody's business who gets the model."""
+    return recipe.replace({"backbone.weights": Path(recipe.backbone.weights).name})
 
 
 def _write_tables(run: Path, outcome: Outcome) -> None:

@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,7 @@ import click
 
 from polytag import __version__
 from polytag.errors import PolytagError, RecipeError, SkippedError, UserError
+from polytag.files import CANNOT_WRITE
 
 if TYPE_CHECKING:
     from polytag.predictions import Predictions
@@ -44,30 +46,25 @@ def cli(context: click.Context, quiet: bool, debug: bool) -> None:
     context.obj = debug
 
 
-def table_options(command: F) -> F:
-    """Add what says how to read a label table."""
+def data_options(required: bool) -> Callable[[F], F]:
+    """Add what names a label table and its pictures, and says how to read them."""
     options = (
-        click.argument("labels", type=_PATH),
+        click.argument("labels", type=_PATH, required=required),
+        click.option("--images", type=_PATH, required=required, help="The folder of pictures."),
         click.option("--attributes", metavar="A,B,C", help="Label columns, or names for them."),
-        click.option("--ignore", multiple=True, metavar="COLUMN", help="Leave a column out."),
+        click.option("--ignore", multiple=True, metavar="A,B,C", help="Leave columns out."),
         click.option("--values", metavar="TEXT", help='Such as "1=present,0=absent,-1=na".'),
         click.option("--image-column", metavar="COLUMN", help="The column of picture names."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def images_options(command: F) -> F:
-    """Add the folder of pictures and what happens to those that cannot be used."""
-    options = (
-        click.option("--images", type=_PATH, required=True, help="The folder of pictures."),
-        click.option("--strict", is_flag=True, help="Stop at the first picture that is broken."),
+        click.option("--strict", is_flag=True, help="Let one picture that is broken stop it all."),
         _max_skipped,
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 _max_skipped = click.option(
@@ -81,21 +78,20 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 
 def read_labels(options: dict[str, Any]) -> LabelTable:
-    """Read the label table of a command that has ``table_options``."""
+    """Read the label table of a command that has ``data_options``."""
     from polytag.table import read_table
 
     return read_table(
         options["labels"],
-        attributes=options["attributes"],
-        ignore=options["ignore"],
-        values=options["values"],
-        image_column=options["image_column"],
+        attributes=options["attributes"] or None,
+        ignore=_words(options["ignore"]),
+        values=options["values"] or None,
+        image_column=options["image_column"] or None,
     )
 
 
 @cli.command()
-@table_options
-@images_options
+@data_options(required=True)
 @_json
 def inspect(**options: Any) -> None:
     """Say what a label table and its pictures hold, and what is wrong with them."""
@@ -111,8 +107,7 @@ def inspect(**options: Any) -> None:
 
 
 @cli.command()
-@table_options
-@images_options
+@data_options(required=False)
 @click.option("--recipe", default="probe", show_default=True, help="A name or a .toml file.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe.")
 @click.option("--backbone", help="Any timm model.  [--set backbone.name=]")
@@ -124,29 +119,37 @@ def inspect(**options: Any) -> None:
 @click.option("--title", help="Of loss_curve.png.  [--set title=]")
 @_json
 def train(**options: Any) -> None:
-    """Train a classifier, judge it out of fold, and leave a run folder."""
-    from polytag.config import parse_changes
+    """Train a classifier, judge it out of fold, and leave a run folder.
+
+    LABELS and --images may be left out where --recipe is a run's config.toml.
+    """
+    from polytag.config import load_recipe, parse_changes
 
     changes = parse_changes(options["settings"])
     flags = {"backbone.name": "backbone", "backbone.weights": "weights"}
     flags |= {key: key for key in ("seed", "device", "title")}
     changes |= {key: options[flag] for key, flag in flags.items() if options[flag] is not None}
+    recipe = load_recipe(options["recipe"], changes)
+    # A run's config.toml says what it was trained on; flags win.
+    reading = recipe.data.model_dump()
+    given = {key: options[key] for key in reading if options[key]}
+    given |= {key: _words(given[key]) for key in ("attributes", "ignore") if key in given}
+    options |= reading | given
+    for key, flag in (("labels", "argument 'LABELS'"), ("images", "option '--images'")):
+        if not options[key]:
+            raise click.UsageError(f"Missing {flag}.", click.get_current_context())
     table = read_labels(options)
     log = logging.getLogger("polytag")
     for note in (*table.notes, table.cells):
         log.info("%s", note)
-    for name, reason in table.warnings:
-        log.warning("%s is not trained: %s", name, reason)
-    for key in ("attributes", "ignore", "values", "image_column"):
-        if given := options[key]:
-            changes[f"data.{key}"] = _words(given) if key in ("attributes", "ignore") else given
+    kept = {f"data.{key}": value for key, value in given.items() if key not in ("labels", "images")}
     from polytag.train import fit  # after the table's errors, which need no torch
 
     run = fit(
         table,
         options["images"],
-        recipe=options["recipe"],
-        changes=changes,
+        recipe=recipe,
+        changes=kept,
         name=options["name"],
         folder=options["runs"],
         strict=options["strict"],
@@ -167,8 +170,7 @@ def train(**options: Any) -> None:
 
 @cli.command()
 @click.argument("run", type=_PATH)
-@table_options
-@images_options
+@data_options(required=True)
 @click.option("--threshold", type=float, help="For every attribute.")
 @click.option("--thresholds", metavar="A=0.4,B=0.7", help="For some attributes.")
 @_json
@@ -193,9 +195,8 @@ def evaluate(run: Path, **options: Any) -> None:
         click.echo(json.dumps(judged.to_dict(), ensure_ascii=False))
         return
     click.echo(f"{headline(judged.evaluation)}\n\n{metrics_table(judged.evaluation)}")
-    click.echo(
-        f"\n{judged.rows} pictures measured, {len(judged.skipped)} skipped. {judged.warning}"
-    )
+    click.echo(f"\n{judged.rows} pictures measured, {len(judged.skipped)} skipped.")
+    click.echo(textwrap.fill(judged.warning, 79))
 
 
 @cli.command()
@@ -233,7 +234,9 @@ def predict(
     failed: list[str] = []
 
     def answers() -> Iterator[Predictions]:
-        with progress("predicting", len(paths), "pictures") as advance:
+        # A bar on the terminal that the answers are written to would run into them.
+        steps = len(paths) if out or not sys.stdout.isatty() else 0
+        with progress("predicting", steps, "pictures") as advance:
             for chunk in predictor.stream((str(path), path) for path in paths):
                 failed.extend(error for error in chunk.errors if error)
                 advance(len(chunk))
@@ -250,8 +253,13 @@ def choose_format(form: str | None, out: Path | None) -> str:
     """Return the format asked for, else the one that the file's name ends with."""
     known = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".txt": "text"}
     known[".parquet"] = "parquet"
-    if form is None:
-        form = known.get(out.suffix.lower(), "text") if out else "text"
+    by_name = known.get(out.suffix.lower()) if out else "text"
+    if form is None and by_name is None:
+        expected = f"a name that ends in {', '.join(known)}"
+        raise RecipeError(
+            "no format goes with this ending", where=str(out), expected=expected, fix="or --format"
+        )
+    form = form or str(by_name)
     if form == "parquet" and out is None:
         raise RecipeError("Parquet is not for the terminal", fix="add --out FILE.parquet")
     return form
@@ -329,9 +337,10 @@ def demo(folder: Path, seed: int, as_json: bool) -> None:
     click.echo(json.dumps(shown.to_dict(), ensure_ascii=False) if as_json else shown.to_text())
 
 
-def _words(value: str | tuple[str, ...]) -> list[str]:
-    """Return a list of names from ``a,b`` or from an option given several times."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
+def _words(given: str | Sequence[str]) -> list[str]:
+    """Return the names in ``a,b``, or in several such texts."""
+    texts = [given] if isinstance(given, str) else given
+    return [name.strip() for text in texts for name in text.split(",")]
 
 
 @contextmanager
@@ -375,7 +384,10 @@ def main() -> None:
         # The interpreter flushes once more on its way out, and must find somebody to read.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:  # a full disk, say
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
         traceback.print_exc()
         click.echo("This is a defect of polytag, not of your data. Please report it.", err=True)
         sys.exit(101)

@@ -43,13 +43,13 @@ class Judged:
     def warning(self) -> str:
         """What to know before believing the numbers, in words; may be empty."""
         if self.seen is None:
-            return "Whether the model was trained on some of them, a bare model file cannot tell."
+            return "Whether the model was trained on some of them, a bare model cannot tell."
         if self.seen:
             return (
                 f"WARNING: {self.seen} of them were trained on, so these numbers are too good; "
                 "the run's own metrics.json holds honest ones."
             )
-        return "None of them was trained on."
+        return "None of them is byte-identical to a picture that was trained on."
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
@@ -135,12 +135,12 @@ def evaluate(
             not_trained=reasons,
         ),
         skipped=skipped,
-        seen=_seen(predictor.path.parent, [paths[i] for i in usable]),
+        seen=_seen(predictor.path.parent, info.splits_hash, [paths[i] for i in usable]),
         rows=len(usable),
         unlabelled=tuple(name for name in info.attributes if name not in table.attributes),
     )
 
 
-def _seen(run: Path, paths: list[Path]) -> int | None:
-    known = hashes_seen(run)
+def _seen(run: Path, splits_hash: str, paths: list[Path]) -> int | None:
+    known = hashes_seen(run, splits_hash)
     return None if known is None else sum(content_hash(path) in known for path in paths)

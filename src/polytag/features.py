@@ -14,7 +14,9 @@ import logging
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +41,9 @@ log = logging.getLogger("polytag")
 Floats = NDArray[np.float32]
 Engine = Callable[[NDArray[np.uint8]], Floats]
 
-FORMAT = (
-    1  # of shards and keys: raised when either changes, so that no old row is read as a new one
-)
-_SHARD_ROWS = 1024  # what a kill can lose: some 7 s of work
+# Of shards and keys: raised when either changes, so that no old row is read as a new one.
+FORMAT = 2
+_SHARD_ROWS = 1024  # what a kill can lose: some 15 s of work
 
 
 @dataclass(frozen=True)
@@ -193,23 +194,24 @@ def _fill(
     def load(text: str) -> NDArray[np.uint8]:
         return preprocess(decode(missing[text]), extractor.spec)
 
-    with progress("features", len(missing), "pictures") as advance:
+    def keep() -> None:
+        if names:
+            store.add(names, np.concatenate(rows))
+            names.clear()
+            rows.clear()
+
+    with progress("features", len(missing), "pictures") as advance, ExitStack() as finally_:
+        finally_.callback(keep)  # what is computed when somebody presses Ctrl-C, too
         for batch in batches(stream(missing, load, ahead=2 * extractor.batch), extractor.batch):
             broken.update(batch.failed)
             if len(batch.images):
-                names += [
-                    text for text, error in zip(batch.items, batch.errors, strict=True) if not error
-                ]
-                views = (
-                    [batch.images, batch.images[:, :, ::-1]] if extractor.flip else [batch.images]
-                )
-                rows.append(np.stack([engine(np.ascontiguousarray(v)) for v in views], axis=1))
+                plain = batch.images
+                views = [plain, np.ascontiguousarray(plain[:, :, ::-1])][: 1 + extractor.flip]
+                rows.append(np.stack([engine(view) for view in views], axis=1))
+                names += [name for name, ok in zip(batch.items, batch.ok, strict=True) if ok]
             if len(names) >= _SHARD_ROWS:
-                store.add(names, np.concatenate(rows))
-                names, rows = [], []
+                keep()
             advance(len(batch.items))
-    if names:
-        store.add(names, np.concatenate(rows))
     return broken
 
 
@@ -231,6 +233,7 @@ class FeatureStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows: dict[str, tuple[Any, int]] = {}  # a shard (numpy.memmap), and the row in it
+        self.damaged: set[str] = set()
         for shard in sorted(folder.glob("[!.]*.npy")):
             self._open(shard)
 
@@ -239,10 +242,12 @@ class FeatureStore:
         if text not in self.rows:
             return False
         shard, row = self.rows[text]
-        if zlib.crc32(np.ascontiguousarray(shard["features"][row])) == shard["check"][row]:
+        if zlib.crc32(shard["features"][row].tobytes()) == shard["check"][row]:
             return True
-        self.rows = {key: place for key, place in self.rows.items() if place[0] is not shard}
-        self._left_out(shard.filename, "its checksum is wrong")
+        del self.rows[text]
+        if shard.filename not in self.damaged:
+            self.damaged.add(shard.filename)
+            _warn_of(shard.filename, "its checksum is wrong")
         return False
 
     def add(self, hashes: Sequence[str], features: Floats) -> None:
@@ -252,7 +257,7 @@ class FeatureStore:
         table = np.empty(len(hashes), kind)
         table["hash"] = [list(bytes.fromhex(text)) for text in hashes]
         table["features"] = features
-        table["check"] = [zlib.crc32(row) for row in table["features"]]
+        table["check"] = [zlib.crc32(row.tobytes()) for row in table["features"]]
         path = self.folder / f"{uuid.uuid4().hex}.npy"
         with written_aside(path) as aside:
             np.save(aside, table)
@@ -270,15 +275,16 @@ class FeatureStore:
 
     def _open(self, path: Path) -> None:
         try:
-            table = np.load(path, mmap_mode="r", allow_pickle=False)
+            table: Any = np.lib.format.open_memmap(path, mode="r")  # arrays only, never a pickle
             for row, digest in enumerate(table["hash"]):
                 self.rows[digest.tobytes().hex()] = (table, row)
         except Exception as error:  # numpy's readers raise many kinds on broken files
-            self._left_out(path, error)
+            _warn_of(path, error)
 
-    def _left_out(self, path: object, reason: object) -> None:
-        # A disk's fault, as shards appear whole: what it held is computed again.
-        log.warning("a damaged shard of the feature cache is left out: %s (%s)", path, reason)
+
+def _warn_of(shard: object, reason: object) -> None:
+    # A disk's fault, as shards appear whole: what it held is computed again.
+    log.warning("a damaged shard of the feature cache is left out: %s (%s)", shard, reason)
 
 
 def backbone_graph(backbone: Backbone) -> Path:
@@ -293,7 +299,7 @@ def backbone_graph(backbone: Backbone) -> Path:
         "name": backbone.name,
         "taps": backbone.taps,
         "size": backbone.spec.size,
-        "torch": torch.__version__,
+        "made by": [torch.__version__, version("timm")],
     }
     path = cache_folder() / "graphs" / f"{_digest(parts)}.onnx"
     if not path.is_file():

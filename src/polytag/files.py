@@ -12,7 +12,7 @@ from pathlib import Path
 from polytag.errors import UserError
 
 # What the user can mend; another error of the system is not about the place.
-_CANNOT_WRITE = {
+CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
 }
@@ -37,6 +37,10 @@ def written_aside(path: Path) -> Iterator[Path]:
         ...     target.read_text()
         '1 2 3'
     """
+    path = path.resolve()  # through links, which stay
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path  # /dev/null, a pipe: nothing to rename over
+        return
     # Keeps the suffix (writers choose a format by it); the process id and a random part let two
     # processes write the same target at once.
     aside = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
@@ -47,7 +51,7 @@ def written_aside(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())  # or a power cut could leave the new name on empty blocks
         aside.replace(path)
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if error.errno not in CANNOT_WRITE:
             raise
         reason = os.strerror(error.errno)
         raise UserError("the file cannot be written", where=str(path), got=reason) from error

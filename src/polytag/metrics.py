@@ -194,18 +194,18 @@ def _values(present: int, absent: int, tp: int, fp: int, ap: float, auc: float) 
     known, decided = present + absent, tp + fp
     p = present / known
     accuracy = Value((tp + absent - fp) / known, max(p, 1 - p))
-    if not present:
-        # Whatever the model says, these could be nothing but 0 or undefined here: counted as 0
-        # they would pull the mean down for what the data lack.
-        none = Value(reason=f"no present cell among {known} known")
+    if not present or not absent:
+        # Whatever the model says, these could be nothing but 0, 1 or undefined here: counted, they
+        # would move the mean for what the data lack.
+        lacking = "absent" if present else "present"
+        none = Value(reason=f"no {lacking} cell among {known} known")
         return dict.fromkeys(METRICS, none) | {"accuracy": accuracy}
-    one_class = "" if absent else f"no absent cell among {known} known"
     undecided = "" if decided else f"no cell decided present among {known} known"
     # 2 tp / (2 tp + fp + fn): defined, and 0, when every present cell is missed.
     f1, always_present = 2 * tp / (decided + present), 2 * p / (1 + p)
     return {
-        "ap": Value(ap, p, one_class and f"{one_class}: 1 for any model"),
-        "auc": Value(reason=one_class) if one_class else Value(auc, 0.5),
+        "ap": Value(ap, p),
+        "auc": Value(auc, 0.5),
         "f1": Value(f1, always_present, undecided and f"{undecided}: every present one is missed"),
         "precision": Value(reason=undecided) if undecided else Value(tp / decided, p),
         "recall": Value(tp / present, decided / known),
@@ -249,10 +249,17 @@ def _beside_folds(evaluation: Evaluation, parts: Sequence[Evaluation]) -> Evalua
 
     def beside(name: str, pooled: Mean) -> Mean:
         sources = [part.attributes if name in METRICS else [part] for part in parts]
-        cells = np.array([[getattr(source, name).value for source in row] for row in sources])
+        values = [[getattr(source, name) for source in row] for row in sources]
+        cells = np.array([[value.value for value in row] for row in values])
+        chance = np.array([[value.chance for value in row] for row in values])
         unit = "attribute folds" if name in METRICS else "folds"
         over = f"{np.isfinite(cells).sum()} of {cells.size} {unit}"
-        return replace(pooled, mean_over_folds=_mean(map(_mean, cells.T)), over_folds=over)
+        return replace(
+            pooled,
+            mean_over_folds=_mean(map(_mean, cells.T)),
+            chance_over_folds=_mean(map(_mean, chance.T)),
+            over_folds=over,
+        )
 
     macro = {name: beside(name, mean) for name, mean in evaluation.macro.items()}
     overall = ("log_loss", "hamming", "exact_match")

@@ -35,6 +35,7 @@ class ModelInfo:
         calibration: Per attribute; None: probabilities as the head gives them.
         versions: Of polytag and the libraries that made the file.
         weights_licence: Licence of the backbone's pretrained weights.
+        splits_hash: sha256 of the run's splits.csv, which lists what was trained on.
     """
 
     attributes: tuple[str, ...]
@@ -47,6 +48,7 @@ class ModelInfo:
     calibration: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     weights_licence: str = "unknown"
+    splits_hash: str = ""
 
     def to_json(self) -> str:
         """Return the JSON that goes into the model file.

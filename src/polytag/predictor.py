@@ -20,6 +20,7 @@ from polytag.predictions import Predictions, concatenate
 from polytag.preprocess import preprocess
 
 Picture = Path | bytes | NDArray[np.uint8]
+Named = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 
 
 def load(run: str | os.PathLike[str]) -> Predictor:
@@ -73,18 +74,15 @@ class Predictor:
         self.session = open_session(path)
         properties = self.session.get_modelmeta().custom_metadata_map
         self.info = ModelInfo.from_json(properties.get(KEY), str(path))
-        shapes = {
-            io.name: io.shape for io in (*self.session.get_inputs(), *self.session.get_outputs())
-        }
+        ends = (*self.session.get_inputs(), *self.session.get_outputs())
+        shapes = {end.name: list(end.shape[1:]) for end in ends}
         side, count = self.info.preprocess.size, len(self.info.attributes)
-        if shapes.get("images", [])[1:] != [side, side, 3] or shapes.get("probabilities", [])[
-            1:
-        ] != [count]:
+        if (shapes.get("images"), shapes.get("probabilities")) != ([side, side, 3], [count]):
             raise ModelError(
                 "the model's graph and polytag's metadata in it disagree",
                 where=str(path),
-                got=f"images {shapes.get('images')}, probabilities {shapes.get('probabilities')}",
-                expected=f"images (B, {side}, {side}, 3), probabilities (B, {count})",
+                got=str(shapes),
+                expected=f"images (B, {side}, {side}, 3) and probabilities (B, {count})",
             )
 
     def with_thresholds(
@@ -156,9 +154,7 @@ class Predictor:
                 errors=tuple(None if error is None else str(error) for error in group.errors),
             )
 
-    def predict(
-        self, pictures: Sequence[str | os.PathLike[str] | bytes | NDArray[np.uint8]]
-    ) -> Predictions:
+    def predict(self, pictures: Named | Sequence[Named]) -> Predictions:
         """Answer for files, folders, patterns, bytes of files, or pixels uint8 (H, W, 3).
 
         Returns:
@@ -167,6 +163,8 @@ class Predictor:
         Raises:
             UserError: A folder or a pattern without pictures.
         """
+        if isinstance(pictures, str | os.PathLike | bytes | np.ndarray):
+            pictures = [pictures]  # one picture; its letters are not pictures
         pairs: list[tuple[str, Picture]] = []
         for index, picture in enumerate(pictures):
             if isinstance(picture, bytes | np.ndarray):

@@ -17,7 +17,7 @@ def progress(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 
     Args:
         step: What is being done, for example ``"features"``.
-        total: How many units the step has.
+        total: How many units the step has; 0: no bar.
         unit: What is counted, for example ``"pictures"``.
 
     Yields:
@@ -29,7 +29,7 @@ def progress(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     """
     start = time.perf_counter()
     count = 0
-    if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
+    if total and sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
         with _bar(step, total, unit) as advance:
             yield advance
         return

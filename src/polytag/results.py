@@ -30,6 +30,7 @@ class Mean(Value):
     over: str = ""  # for example "22 of 23 attributes"
     missing: Mapping[str, str] = field(default_factory=dict)  # attribute not in it -> reason
     mean_over_folds: float | None = None  # None where there are no folds
+    chance_over_folds: float | None = None  # what guessing scores there: more, in small folds
     over_folds: str = ""  # for example "113 of 115 attribute folds"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from typing import Any
 
 from polytag.errors import UserError
 from polytag.files import written_aside
+from polytag.images import content_hash
 from polytag.results import Evaluation
+
+log = logging.getLogger("polytag")
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def check_run_name(runs: Path, name: str | None) -> None:
         raise UserError("runs cannot be kept here", where=str(runs), got="no permission to write")
     if name is None:
         return
-    if name in ("", ".", "..", "latest") or Path(name).name != name:
-        expected = "a plain folder name other than latest"
+    if name.strip(" .-") == "" or name == "latest" or Path(name).name != name or name[0] in "-.":
+        expected = "a plain folder name other than latest, without a dash or dot in front"
         raise UserError("not a name for a run", got=repr(name), expected=expected)
     if os.path.lexists(runs / name):
         fix = "choose another --name, or remove that folder"
@@ -86,6 +90,9 @@ def check_run_name(runs: Path, name: str | None) -> None:
 def mark_latest(run: Path) -> None:
     """Point ``runs/latest`` to a run; where links are not allowed, leave it out."""
     link = run.parent / "latest"
+    if link.exists() and not link.is_symlink():
+        log.warning("%s is not a link of polytag's and is left alone", link)
+        return
     aside = run.parent / f".latest-{os.getpid()}"
     try:
         aside.symlink_to(run.name, target_is_directory=True)
@@ -96,16 +103,23 @@ def mark_latest(run: Path) -> None:
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file, whole or not at all; None becomes an empty cell."""
-    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    with (
+        written_aside(path) as aside,
+        aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
 
 
-def hashes_seen(run: Path) -> set[str] | None:
-    """Return the content hashes of a run's pictures; None for a bare model file."""
+def hashes_seen(run: Path, splits_hash: str) -> set[str] | None:
+    """Return the content hashes of a run's pictures.
+
+    None where that cannot be known: for a bare model file, or if ``splits.csv`` is not the one
+    that the model was made with.
+    """
     splits = run / "splits.csv"
-    if not splits.is_file():
+    if not splits.is_file() or content_hash(splits) != splits_hash:
         return None
     with splits.open(encoding="utf-8", newline="") as file:
         return {row["content_hash"] for row in csv.DictReader(file)}

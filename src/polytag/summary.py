@@ -45,8 +45,10 @@ def table(evaluation: Evaluation) -> str:
         f"  Hamming accuracy {_pair(evaluation.hamming)}, exact match "
         f"{_pair(evaluation.exact_match)}, log loss {_pair(evaluation.log_loss)}",
     ]
-    if macro["ap"].mean_over_folds is not None:
-        lines.append(f"  macro AP, mean over folds: {macro['ap'].mean_over_folds:.3f}")
+    ap = macro["ap"]
+    if ap.mean_over_folds is not None and ap.chance_over_folds is not None:
+        folds = _pair(Value(ap.mean_over_folds, ap.chance_over_folds))
+        lines.append(f"  macro AP, mean over folds {folds}")
     reasons: dict[str, str] = {}
     for mean in macro.values():
         reasons = {**mean.missing, **reasons}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,10 +78,10 @@ def fit(
     # 1. Every name of the recipe becomes a thing first, so that a mistake costs no time.
     chosen = load_recipe(recipe, changes)
     chosen = chosen.replace({"device": resolve_device(chosen.device)})
-    runs.check_run_name(Path(folder), name)
     located = locate(table, Path(images))
     refuse_too_many(skipped_rows(table, located[1]), len(table), strict=strict, most=max_skipped)
     _trainable(table)
+    runs.check_run_name(Path(folder), name)
     backbone = load_backbone(chosen.backbone, chosen.preprocess, chosen.features, chosen.seed)
     extractor = make_extractor(backbone, chosen.features, chosen.device)
 
@@ -88,8 +89,8 @@ def fit(
     rows = usable_rows(table, *located, extractor)
     refuse_too_many(rows.skipped, len(table), strict=strict, most=max_skipped)
     learnt, left_out = _trainable(rows.table)
-    for lost in left_out.keys() - dict(table.warnings):
-        log.warning("%s is not trained: %s, without the skipped pictures", lost, left_out[lost])
+    for attribute, reason in left_out.items():
+        log.warning("%s is not trained: %s", attribute, reason)
 
     # 3. Folds: identical pictures on one side, classes and holes of every attribute spread evenly.
     groups = identical(rows.hashes)
@@ -121,10 +122,19 @@ def fit(
         graph=extractor.graph,
         seconds=time.perf_counter() - start,
     )
-    run = runs.new_run_folder(Path(folder), name, chosen.method)
-    metrics = write_run(run, outcome)
+    return _leave(outcome, Path(folder), name)
+
+
+def _leave(outcome: Outcome, folder: Path, name: str | None) -> runs.Run:
+    """Write the run folder; one that cannot be finished is not left lying about."""
+    run = runs.new_run_folder(folder, name, outcome.recipe.method)
+    try:
+        metrics = write_run(run, outcome)
+    finally:
+        if not (run / "model.onnx").is_file():
+            shutil.rmtree(run, ignore_errors=True)
     runs.mark_latest(run)
-    return runs.Run(run, evaluation, metrics)
+    return runs.Run(run, outcome.evaluation, metrics)
 
 
 def _trainable(table: LabelTable) -> tuple[list[int], dict[str, str]]:
@@ -171,5 +181,6 @@ def _resolved(
             "preprocess.interpolation": spec.interpolation,
             "data.labels": str(Path(table.source).absolute()) if table.source else "",
             "data.images": str(Path(images).absolute()),
+            "data.attributes": table.attributes,
         }
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
-import os
 import socket
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from polytag.errors import ModelError
+from polytag.errors import ModelError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +78,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ModelError: The file is missing, cannot be read, or holds no tensors.
     """
     if not path.is_file():
-        raise ModelError("no such weights file", where=str(path))
+        fix = "" if path.suffix else did_you_mean(str(path), ("embedded", "hub", "none"))
+        raise ModelError("no such weights file", where=str(path), fix=fix)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -87,11 +88,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers and parsers raise what they like
-        reason = str(error).strip().splitlines()
+        # torch's text is left out: it advises to let the file run code.
         raise ModelError(
             "the weights file cannot be read",
             where=str(path),
-            got=f"{type(error).__name__}: {reason[0][:200] if reason else ''}",
+            got=type(error).__name__,
             expected="a .safetensors file, or a .pth file that holds tensors only",
         ) from None
     for key in _NESTED:
@@ -102,9 +103,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ModelError("no weights in this file", where=str(path), got=f"{len(content)} entries")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    own = "backbone.network."  # of a run's weights.safetensors, beside its head
+    if any(key.startswith(own) for key in tensors):
+        return {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}
+    tensors.pop("n_averaged", None)  # of torch's averaged models
+    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), ""):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 
@@ -210,9 +214,8 @@ def download(create: Callable[[], nn.Module], name: str) -> nn.Module:
 
 
 def _reachable(url: str) -> bool:
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True  # the proxy knows
-    parts = urlsplit(url)
+    scheme = urlsplit(url).scheme
+    parts = urlsplit(urllib.request.getproxies().get(scheme, url))
     port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
