@@ -92,7 +92,7 @@ def attribute(pairs: list[tuple[float, float]], threshold: float) -> dict[str, t
     if n == 0:
         return dict.fromkeys(("ap", "auc", "f1", "precision", "recall", "accuracy"))
     p = (tp + fn) / n
-    some = tp + fn > 0
+    some = tp + fn > 0 and tn + fp > 0  # both classes
     auc = roc_auc(pairs)
     return {
         "ap": (average_precision(pairs), p) if some else None,

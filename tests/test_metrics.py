@@ -155,12 +155,21 @@ def test_without_a_present_cell_only_the_accuracy_is_left():
     assert (result.accuracy.value, result.accuracy.chance) == (pytest.approx(2 / 3), 1)
 
 
-def test_without_an_absent_cell_there_is_no_auc_and_ap_says_that_it_means_nothing():
+def test_without_an_absent_cell_only_the_accuracy_is_left():
     result = one_attribute([1, 1, NAN], [0.9, 0.1, 0.2])
-    assert result.auc.reason == "no absent cell among 2 known"
-    assert (result.ap.value, result.ap.chance) == (1, 1)
-    assert result.ap.reason == "no absent cell among 2 known: 1 for any model"
-    assert result.recall.value == 0.5
+    for metric in ("ap", "auc", "f1", "precision", "recall"):
+        assert math.isnan(getattr(result, metric).value)
+        assert getattr(result, metric).reason == "no absent cell among 2 known"
+    assert (result.accuracy.value, result.accuracy.chance) == (0.5, 1)
+
+
+def test_the_mean_over_folds_has_a_guess_of_its_own_and_leaves_one_class_folds_out():
+    values, folds = [[1], [0], [1], [0], [0], [1], [1]], [0, 0, 1, 1, 1, 2, 2]
+    probabilities = [[0.9], [0.1], [0.2], [0.5], [0.4], [0.3], [0.2]]
+    macro = evaluate_arrays(["hat"], values, probabilities, [0.5], folds=folds).macro["ap"]
+    assert macro.mean_over_folds == pytest.approx((1 + 1 / 3) / 2)
+    assert macro.chance_over_folds == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert macro.over_folds == "2 of 3 attribute folds"
 
 
 def test_nothing_decided_present_leaves_precision_undefined_and_makes_f1_zero():

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polytag.errors import TableError, UserError
-from polytag.readers.tokens import TOKENS
 from polytag.names import clean_name
+from polytag.readers.tokens import TOKENS
 from polytag.table import LabelTable, TokenUse, read_table
 
 from .strategies import HOLES, NA, holed_values, label_tables

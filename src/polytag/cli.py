@@ -253,9 +253,10 @@ def choose_format(form: str | None, out: Path | None) -> str:
     """Return the format asked for, else the one that the file's name ends with."""
     known = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".txt": "text"}
     known[".parquet"] = "parquet"
+    known[""] = "text"
     by_name = known.get(out.suffix.lower()) if out else "text"
     if form is None and by_name is None:
-        expected = f"a name that ends in {', '.join(known)}"
+        expected = f"a name that ends in {', '.join(filter(None, known))}"
         raise RecipeError(
             "no format goes with this ending", where=str(out), expected=expected, fix="or --format"
         )
@@ -370,7 +371,9 @@ def main() -> None:
             )  # a terminal may lack ✓ or a name's letters
     try:
         with _one_line(lambda: debug):
-            cli.main(standalone_mode=False)
+            # Not cli.main: it has an answer of its own to a reader that went away.
+            with cli.make_context("polytag", sys.argv[1:]) as context:
+                cli.invoke(context)
             sys.stdout.flush()  # here, where a reader that went away is expected
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
