@@ -1,6 +1,6 @@
 """A small drawn world, one trained run, and a way to call the command line.
 
-Everything costly is made once a session: the pictures, the cache with its exported backbone, and
+Everything costly is made once: the pictures, the cache with its exported backbone, and
 the run that most tests look at.
 """
 
@@ -127,7 +127,7 @@ def draw_world(folder: Path, seed: int = 0, pictures: int = 59) -> World:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The session's cache folder: no test reads or writes the user's own."""
+    """The cache folder of all tests: none reads or writes the user's own."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("POLYTAG_CACHE", str(folder))

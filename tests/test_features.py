@@ -45,7 +45,7 @@ def load(name: str = "test_resnet", seed: int = 42, **preprocess: object) -> Bac
 @pytest.fixture(scope="module")
 def backbone(cache) -> Backbone:
     backbone = load()
-    make_extractor(backbone, FeaturesConfig(), "cpu")  # exports it to the session's cache
+    make_extractor(backbone, FeaturesConfig(), "cpu")  # exports it to the shared cache
     return backbone
 
 

@@ -24,7 +24,7 @@ from polytag.preprocess import PreprocessSpec, preprocess
 
 from .conftest import ATTRIBUTES, LEARNT
 
-SIZE = 32  # of the pictures that the session's run takes
+SIZE = 32  # of the pictures that the shared run takes
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,8 @@ from polytag.preprocess import PreprocessSpec
 
 log = logging.getLogger("polytag")
 _keep_alive: list[object] = []  # torch forgets operators whose Library is collected
-_TOKEN_BLOCKS = 4  # as in DINOv2's linear evaluation (Oquab et al. 2023, arXiv 2304.07193)
+_BLOCKS = 4  # as in DINOv2's linear evaluation (Oquab et al. 2023, arXiv 2304.07193)
+_MOST_STAGES = 7
 
 
 def import_timm() -> ModuleType:
@@ -94,9 +95,11 @@ class Backbone(nn.Module):
         last, stages = network.forward_intermediates(x, **self.taps)
         pooled: list[Tensor] = []
         for stage in stages:
-            if isinstance(stage, tuple):  # a map of patches and the prefix tokens
-                patches, prefix = stage
-                pooled += [prefix[:, 0], patches.mean((2, 3))]
+            if "norm" in self.taps:  # blocks of tokens; with prefix tokens they come as pairs
+                patches, prefix = stage if isinstance(stage, tuple) else (stage, None)
+                if prefix is not None and _has_class_token(network):
+                    pooled += [prefix[:, 0]]
+                pooled += [patches.mean((2, 3))]
             else:
                 pooled += [stage.mean((2, 3)), stage.std((2, 3), correction=0)]
         pooled += [_flat(network.forward_head(last, pre_logits=True))]
@@ -155,14 +158,20 @@ def load_backbone(
     )
     embedded = backbone.weights == "embedded"
     licence = str(cfg.get("license") or "unknown") if backbone.weights == "hub" else "unknown"
-    return Backbone(
-        network,
-        name,
-        spec,
-        weight_files.EMBEDDED_MEAN_STD if embedded else (tuple(cfg["mean"]), tuple(cfg["std"])),
-        find_taps(network) if features.layers == "all" else None,
-        "Apache-2.0" if embedded else licence,
-    ).eval()
+    mean_std = tuple(cfg["mean"]), tuple(cfg["std"])
+    try:
+        return Backbone(
+            network,
+            name,
+            spec,
+            weight_files.EMBEDDED_MEAN_STD if embedded else mean_std,
+            find_taps(network) if features.layers == "all" else None,
+            "Apache-2.0" if embedded else licence,
+        ).eval()
+    except (RuntimeError, AssertionError) as error:  # layers' answers to a size they cannot take
+        if preprocess.size == "auto":
+            raise
+        raise _refused_size(name, preprocess.size, error) from None
 
 
 def resolve_device(device: str) -> str:
@@ -199,12 +208,15 @@ def find_taps(network: nn.Module) -> dict[str, Any] | None:
         return None
     arguments = inspect.signature(offer).parameters
     if "return_prefix_tokens" in arguments:
-        return {"indices": _TOKEN_BLOCKS, "norm": True, "return_prefix_tokens": True}
+        prefix = getattr(network, "num_prefix_tokens", 0) > 0
+        return {"indices": _BLOCKS, "norm": True, "return_prefix_tokens": prefix}
     if "extra_blocks" in arguments:
         # EfficientNet's kin list five of their seven stages unless asked; 0 is the stem.
         stages: Any = network.blocks
         return {"indices": list(range(1, len(stages) + 1)), "extra_blocks": True}
-    return {}
+    listed: Any = getattr(network, "feature_info", ())
+    # So many are not stages but blocks, and their features would be tens of thousands.
+    return {"indices": _BLOCKS} if len(listed) > _MOST_STAGES else {}
 
 
 def _create(timm: ModuleType, name: str, weights: str, size: int | str, seed: int) -> Any:
@@ -228,12 +240,16 @@ def _create(timm: ModuleType, name: str, weights: str, size: int | str, seed: in
     try:
         return attempt()
     except (TypeError, ValueError, AssertionError) as error:
-        raise ModelError(
-            "this backbone cannot take this size",
-            where=name,
-            got=f"preprocess.size = {size} ({error})",
-            fix='set preprocess.size = "auto"',
-        ) from None
+        raise _refused_size(name, size, error) from None
+
+
+def _refused_size(name: str, size: int | str, error: Exception) -> ModelError:
+    return ModelError(
+        "this backbone cannot take this size",
+        where=name,
+        got=f"preprocess.size = {size} ({error})",
+        fix='set preprocess.size = "auto"',
+    )
 
 
 def _has_tag(timm: ModuleType, name: str) -> bool:
@@ -242,6 +258,11 @@ def _has_tag(timm: ModuleType, name: str) -> bool:
     except RuntimeError:  # timm's answer to resnet18.no_such_tag
         return False
     return True
+
+
+def _has_class_token(network: Any) -> bool:
+    holders = (network, getattr(network, "embeds", None))  # else the prefix is registers only
+    return any(getattr(holder, "cls_token", None) is not None for holder in holders)
 
 
 def _interpolation(cfg: dict[str, Any], preprocess: PreprocessConfig) -> Any:

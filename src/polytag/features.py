@@ -42,7 +42,7 @@ Floats = NDArray[np.float32]
 Engine = Callable[[NDArray[np.uint8]], Floats]
 
 # Of shards and keys: raised when either changes, so that no old row is read as a new one.
-FORMAT = 2
+FORMAT = 3
 _SHARD_ROWS = 1024  # what a kill can lose: some 15 s of work
 
 

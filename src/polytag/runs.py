@@ -35,6 +35,8 @@ class Run(os.PathLike[str]):
     def __fspath__(self) -> str:
         return str(self.path)
 
+    __str__ = __fspath__
+
 
 def new_run_folder(runs: Path, name: str | None, stem: str) -> Path:
     """Make a run folder: ``runs/name``, or the first free of ``runs/stem-1``, ``stem-2`` ...
@@ -50,7 +52,11 @@ def new_run_folder(runs: Path, name: str | None, stem: str) -> Path:
     """
     check_run_name(runs, name)
     if name is not None:
-        (runs / name).mkdir()
+        try:
+            (runs / name).mkdir()
+        except OSError as error:  # another process was quicker, or the name is too long
+            reason = error.strerror or str(error)
+            raise UserError("no such run can be made", where=str(runs / name), got=reason) from None
         return runs / name
     number = 1
     while True:
