@@ -14,7 +14,7 @@ from polytag.errors import UserError
 # What the user can mend; another error of the system is not about the place.
 CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
 }
 
 
@@ -46,6 +46,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+    try:
         yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())  # or a power cut could leave the new name on empty blocks
@@ -53,11 +56,15 @@ def written_aside(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        reason = os.strerror(error.errno)
-        raise UserError("the file cannot be written", where=str(path), got=reason) from error
+        raise _cannot_be_written(path, error) from error
     finally:
         with suppress(OSError):  # the folder itself may be what cannot be
             aside.unlink()
+
+
+def _cannot_be_written(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError("the file cannot be written", where=str(path), got=reason)
 
 
 def write_text(path: Path, text: str) -> None:
