@@ -298,3 +298,9 @@ def test_the_public_way_from_path_to_answer(run, world):
     assert isinstance(answer, polytag.Predictions)
     assert answer.attributes == LEARNT
     assert os.fspath(run) == str(run.path)
+
+
+def test_one_picture_need_not_stand_in_a_list(run, world):
+    path = world.path("twin.png")
+    for picture in (str(path), path, path.read_bytes()):
+        assert len(load(run).predict(picture)) == 1

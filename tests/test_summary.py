@@ -26,6 +26,14 @@ def test_no_line_is_longer_than_eighty_columns(attributes):
     assert sum(line.startswith("attribu…") for line in lines) == attributes
 
 
+def test_a_third_of_a_million_rows_fit_too():
+    values = np.zeros((300_000, 1))
+    values[:40_000] = np.nan
+    values[-120_000:] = 1
+    evaluation = evaluate_arrays(["a long name of it"], values, np.full(values.shape, 0.4), [0.5])
+    assert max(map(len, table(evaluation).splitlines())) <= 80
+
+
 def test_every_number_stands_beside_its_guess():
     evaluation = evaluate_arrays(["red"], [[1], [1], [0], [0]], [[0.9], [0.8], [0.3], [0.6]], [0.5])
     line = next(line for line in table(evaluation).splitlines() if line.startswith("red"))

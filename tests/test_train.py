@@ -540,3 +540,38 @@ def test_real_pictures_train(train: Callable[..., Run], tmp_path, no_plots):
     run = train(tmp_path, QUICK, table=table, images=data / "images")
     assert run.metrics["rows"] + run.metrics["skipped"] == 150
     assert np.isfinite(run.metrics["macro"]["ap"]["value"])
+
+
+def test_the_config_alone_repeats_a_run_with_all_that_was_said_about_the_table(
+    cli, world, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tiny = [f"--set={key}={value}" for key, value in TINY.items()]
+    flags = ("--attributes", "striped,red", "--values", "NA=na")
+    first = cli("train", world.labels, "--images", world.images, *tiny, *flags, "--json")
+    assert first.code == 0, first.err
+    again = cli("train", "--recipe", "runs/probe-1/config.toml", "--json")
+    assert again.code == 0, again.err
+    assert [a["name"] for a in again.json["attributes"]] == ["striped", "red"]
+    names = ("weights.safetensors", "oof.parquet", "splits.csv")
+    for name in names:
+        one, two = (Path("runs", run, name).read_bytes() for run in ("probe-1", "probe-2"))
+        assert one == two, name
+
+
+def test_a_runs_own_weights_are_weights_like_others(run, train, tmp_path):
+    changes = {"backbone.weights": str(run.path / "weights.safetensors")}
+    again = train(tmp_path, changes)
+    assert again.metrics["macro"] == run.metrics["macro"]
+    model = (again.path / "model.onnx").read_bytes()
+    assert str(run.path).encode() not in model
+
+
+def test_a_run_that_cannot_be_finished_leaves_no_folder(train, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("polytag.artefacts.write_model", full)
+    with pytest.raises(OSError, match="No space"):
+        train(tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -49,7 +49,7 @@ def model_card(info: ModelInfo, evaluation: Evaluation, recipe: Recipe, rows: in
         f"- Pictures: {info.preprocess.resize} to {info.preprocess.size} x "
         f"{info.preprocess.size}, {info.preprocess.interpolation}.",
         "- Cells that are not known were left out of training and of every number above.",
-        "- `config.toml` repeats this run: give it to `polytag train` by `--recipe`.",
+        "- `polytag train --recipe config.toml` repeats this run.",
         "",
         "## Use",
         "",

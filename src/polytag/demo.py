@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polytag.drawing import draw_dataset
+from polytag.drawing import draw_dataset, draw_picture
 from polytag.errors import UserError
-from polytag.images import SUFFIXES
 from polytag.predictions import Predictions, write_text
 from polytag.predictor import load
 from polytag.runs import Run
@@ -33,7 +32,7 @@ class Demo:
     Attributes:
         run: The trained run.
         labels: The drawn label table.
-        predictions: Of a few of the drawn pictures.
+        predictions: Of a few more drawn pictures that are in no table.
     """
 
     run: Run
@@ -99,5 +98,8 @@ def run_demo(folder: str | os.PathLike[str], *, seed: int = 42, count: int = _CO
                 fix="an earlier demo was interrupted there: remove this folder",
             ) from None
     run = fit(read_table(labels), images, folder=Path(folder) / "runs", changes={"seed": seed})
-    names = sorted(path for path in images.iterdir() if path.suffix in SUFFIXES)[:_SHOWN]
-    return Demo(run, labels, load(run).predict(names))
+    # Pictures that are in no table: what the model says of its own training pictures proves little.
+    new = [data / f"new_{index}.jpg" for index in range(_SHOWN)]
+    for index, path in enumerate(new):
+        path.write_bytes(draw_picture(seed, count + index))
+    return Demo(run, labels, load(run).predict(new))

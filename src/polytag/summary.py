@@ -31,15 +31,19 @@ def table(evaluation: Evaluation) -> str:
     In brackets stands what a guess scores that never saw a picture.
     """
     macro = evaluation.macro
-    names = f"{'attribute':<{_NAME}} present absent   NA  AP  guess    AUC   F1  guess    accuracy"
-    lines = [names]
-    for a in evaluation.attributes:
-        name = _shortened(printable(a.name))
-        counts = f"{a.present:>7} {a.absent:>6} {a.na:>4}"
-        lines.append(f"{name:<{_NAME}} {counts}  {_metrics(a.ap, a.auc, a.f1, a.accuracy)}")
+    heads = ("present", "absent", "  NA")
+    counts = [(a.present, a.absent, a.na) for a in evaluation.attributes]
+    widths = [max(len(head), *(len(str(row[k])) for row in counts)) for k, head in enumerate(heads)]
+    room = _NAME - (sum(widths) - 17)  # large counts take from it what 80 columns leave
+    titles = " ".join(head.rjust(width) for head, width in zip(heads, widths, strict=True))
+    lines = [f"{'attribute':<{room}} {titles}  AP  guess    AUC   F1  guess    accuracy"]
+    for a, row in zip(evaluation.attributes, counts, strict=True):
+        numbers = " ".join(f"{count:>{width}}" for count, width in zip(row, widths, strict=True))
+        start = f"{_shortened(printable(a.name), room):<{room}} {numbers}"
+        lines.append(f"{start}  {_metrics(a.ap, a.auc, a.f1, a.accuracy)}")
     means = _metrics(macro["ap"], macro["auc"], macro["f1"], macro["accuracy"])
     lines += [
-        f"{'macro mean':<{_NAME + 19}}  {means}",
+        f"{'macro mean':<{room + sum(widths) + 3}}  {means}",
         "",
         "all known cells together (in brackets: a guess that never saw a picture):",
         f"  Hamming accuracy {_pair(evaluation.hamming)}, exact match "
@@ -61,10 +65,10 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _shortened(name: str) -> str:
-    """Return at most 15 characters: names that begin alike mostly end differently."""
-    half = _NAME // 2
-    return name if len(name) <= _NAME else f"{name[:half]}…{name[-half:]}"
+def _shortened(name: str, most: int) -> str:
+    """Return at most ``most`` characters: names that begin alike mostly end differently."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
 def _metrics(ap: Value, auc: Value, f1: Value, accuracy: Value) -> str:

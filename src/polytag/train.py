@@ -89,8 +89,7 @@ def fit(
     rows = usable_rows(table, *located, extractor)
     refuse_too_many(rows.skipped, len(table), strict=strict, most=max_skipped)
     learnt, left_out = _trainable(rows.table)
-    for attribute, reason in left_out.items():
-        log.warning("%s is not trained: %s", attribute, reason)
+    _warn(rows.table, left_out, chosen.split.folds)
 
     # 3. Folds: identical pictures on one side, classes and holes of every attribute spread evenly.
     groups = identical(rows.hashes)
@@ -149,6 +148,19 @@ def _trainable(table: LabelTable) -> tuple[list[int], dict[str, str]]:
             expected="an attribute that some pictures show and some do not",
         )
     return learnt, left_out
+
+
+def _warn(table: LabelTable, left_out: dict[str, str], folds: int) -> None:
+    for name, (present, absent, _) in zip(table.attributes, table.counts().tolist(), strict=True):
+        if name in left_out:
+            log.warning("%s is not trained: %s", name, left_out[name])
+        elif min(present, absent) < folds:
+            kind = "present" if present < absent else "absent"
+            count = min(present, absent)
+            words = (
+                "%s is known to be %s in %d pictures only, fewer than folds: its numbers say little"
+            )
+            log.warning(words, name, kind, count)
 
 
 def _spread(
