@@ -166,10 +166,12 @@ def extract(
     """
     hashes: list[str] = []
     errors: dict[int, UserError] = {}
-    for index, (_, result) in enumerate(stream(paths, content_hash)):
-        if isinstance(result, UserError):
-            errors[index] = result
-        hashes.append("" if isinstance(result, UserError) else result)
+    with progress("hashing", len(paths), "files") as advance:
+        for index, (_, result) in enumerate(stream(paths, content_hash)):
+            if isinstance(result, UserError):
+                errors[index] = result
+            hashes.append("" if isinstance(result, UserError) else result)
+            advance(1)
     # Byte-identical files are computed once; the first one stands for them.
     first = {text: paths[index] for index, text in reversed(list(enumerate(hashes))) if text}
     store = FeatureStore(cache_folder() / "features" / extractor.key)

@@ -41,7 +41,8 @@ def progress(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     yield advance_silently
     seconds = time.perf_counter() - start
     if seconds > 1:  # shorter steps are not worth a line
-        log.info("%s: %d %s in %.1f s (%.0f/s)", step, count, unit, seconds, count / seconds)
+        rate = _rate(count / seconds)
+        log.info("%s: %d %s in %.1f s (%s/s)", step, count, unit, seconds, rate)
 
 
 @contextmanager
@@ -53,10 +54,14 @@ def _bar(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.finished_speed or task.speed or 0:.0f} {unit}/s")
+            return Text(f"{_rate(task.finished_speed or task.speed or 0)} {unit}/s")
 
     columns = (TextColumn("{task.description:<10}"), BarColumn(24))
     counts = TextColumn("{task.completed:.0f}/{task.total:.0f}")
     with Progress(*columns, counts, Rate(), Remaining(), console=Console(stderr=True)) as bars:
         task = bars.add_task(step, total=total)
         yield lambda units: bars.advance(task, units)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.1f}" if 0 < rate < 10 else f"{rate:.0f}"
