@@ -575,3 +575,19 @@ def test_a_run_that_cannot_be_finished_leaves_no_folder(train, tmp_path, monkeyp
     with pytest.raises(OSError, match="No space"):
         train(tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_labels_that_the_pictures_do_not_show_are_said_to_be(world, train, tmp_path):
+    rng = np.random.default_rng(4)
+    coins = LabelTable.from_rows(world.good, ["coin"], rng.random((len(world.good), 1)) < 0.4)
+    noise = train(tmp_path, table=coins)
+    assert noise.metrics["note"].startswith(
+        "The strongest penalty predicted held-out pictures best"
+    )
+    assert noise.metrics["note"] in (noise.path / "README.md").read_text(encoding="utf-8")
+    assert noise.metrics["log_loss"]["value"] < noise.metrics["log_loss"]["chance"] + 0.02
+
+
+def test_labels_that_the_pictures_show_get_no_such_note(run):
+    assert run.metrics["note"] is None
+    assert max(run.metrics["l2_of_fold"]) < 300

@@ -74,18 +74,20 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
     """
     _write_tables(run, outcome)
     info = _model_info(run, outcome)
+    note = _note(outcome)
     metrics = outcome.evaluation.to_dict() | {
         "rows": len(outcome.rows.table),
         "skipped": len(outcome.rows.skipped),
         "folds": outcome.recipe.split.folds,
         "l2": outcome.probe.l2,
         "l2_of_fold": list(outcome.probe.l2_of_fold),
+        "note": note or None,
         "deployed": "refitted on all rows",
         "seconds": round(outcome.seconds, 1),
     }
     write_text(run / "config.toml", to_toml(outcome.recipe))
     write_text(run / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    card = model_card(info, outcome.evaluation, outcome.recipe, len(outcome.rows.table))
+    card = model_card(info, outcome.evaluation, outcome.recipe, len(outcome.rows.table), note)
     write_text(run / "README.md", card)
     _write_out_of_fold(run / "oof.parquet", outcome)
     plots.loss_curve(outcome.probe.losses, outcome.recipe.title, run / "loss_curve.png")
@@ -99,6 +101,17 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
         aside.write_bytes(save({k: v.contiguous() for k, v in classifier.state_dict().items()}))
     write_model(outcome.graph, outcome.probe.head, info, run / "model.onnx")
     return metrics
+
+
+def _note(outcome: Outcome) -> str:
+    """Say it in words if held-out pictures were best predicted without looking at them."""
+    config = outcome.recipe.probe
+    if config.l2 != "auto" or len(config.l2_grid) < 2 or outcome.probe.l2 < max(config.l2_grid):
+        return ""
+    return (
+        "The strongest penalty predicted held-out pictures best: on the whole, looking at the "
+        "pictures did not help, and this model answers hardly more than the base rates."
+    )
 
 
 def _model_info(run: Path, outcome: Outcome) -> ModelInfo:

@@ -10,7 +10,9 @@ from polytag.results import Evaluation, Value
 from polytag.summary import headline
 
 
-def model_card(info: ModelInfo, evaluation: Evaluation, recipe: Recipe, rows: int) -> str:
+def model_card(
+    info: ModelInfo, evaluation: Evaluation, recipe: Recipe, rows: int, note: str = ""
+) -> str:
     """Return the card in Markdown: what it answers, how well, made from what, how to use it.
 
     Args:
@@ -18,6 +20,7 @@ def model_card(info: ModelInfo, evaluation: Evaluation, recipe: Recipe, rows: in
         evaluation: Out-of-fold metrics.
         recipe: As resolved.
         rows: Pictures trained on.
+        note: What to know first.
     """
     lines = [
         f"# {recipe.title}" if recipe.title != type(recipe)().title else "# Attribute classifier",
@@ -29,6 +32,7 @@ def model_card(info: ModelInfo, evaluation: Evaluation, recipe: Recipe, rows: in
         f"({recipe.split.folds} folds; identical pictures stay on one side). In brackets: what a "
         "guess scores that never saw a picture.",
         "",
+        *([f"**{note}**", ""] if note else []),
         "| attribute | present | absent | not known | AP | AUC | F1 | accuracy | threshold |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

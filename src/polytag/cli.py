@@ -161,7 +161,9 @@ def train(**options: Any) -> None:
     from polytag.summary import headline
     from polytag.summary import table as metrics_table
 
-    click.echo(f"{headline(run.evaluation)}\n\n{metrics_table(run.evaluation)}")
+    note = textwrap.fill(run.metrics["note"] or "", 79)
+    click.echo(f"{headline(run.evaluation)}\n{note and note + chr(10)}")
+    click.echo(metrics_table(run.evaluation))
     click.echo(
         f"\nrun: {run.path}   {run.metrics['rows']} pictures, {run.metrics['skipped']} skipped"
     )

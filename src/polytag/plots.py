@@ -35,7 +35,7 @@ def loss_curve(losses: Sequence[float], title: str, path: Path) -> None:
     axes.set_title(title, parse_math=False)
     axes.set_xlabel("iteration_number")
     axes.set_ylabel("training_loss")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max(losses))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
