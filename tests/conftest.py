@@ -22,11 +22,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 import polytag
 from polytag.cli import main
 from polytag.runs import Run
+
+# How long an example takes says something about the machine, not about polytag.
+settings.register_profile("polytag", deadline=None)
+settings.load_profile("polytag")
 
 ATTRIBUTES = ("red", "bright", "striped", "always", "never said")
 LEARNT = ATTRIBUTES[:3]
