@@ -31,7 +31,7 @@ from polytag.images import content_hash, decode
 from polytag.pictures import Skipped, skipped_rows
 from polytag.pipeline import batches, stream
 from polytag.preprocess import PreprocessSpec, preprocess
-from polytag.progress import progress
+from polytag.progress import progress, waiting
 from polytag.table import LabelTable
 
 if TYPE_CHECKING:
@@ -305,8 +305,8 @@ def backbone_graph(backbone: Backbone) -> Path:
     }
     path = cache_folder() / "graphs" / f"{_digest(parts)}.onnx"
     if not path.is_file():
-        log.info("exporting the backbone to ONNX: once, about 10 s")
-        export_backbone(backbone, path)
+        with waiting("exporting the backbone to ONNX: once, about 10 s"):
+            export_backbone(backbone, path)
     return path
 
 

@@ -46,6 +46,24 @@ def progress(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 
 
 @contextmanager
+def waiting(step: str) -> Iterator[None]:
+    """Show that something long is going on which cannot say how far it is.
+
+    Example:
+        >>> with waiting("exporting"):
+        ...     pass
+    """
+    log.info("%s", step)
+    if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
+        from rich.console import Console
+
+        with Console(stderr=True).status(""):
+            yield
+    else:
+        yield
+
+
+@contextmanager
 def _bar(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
