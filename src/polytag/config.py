@@ -80,7 +80,7 @@ class FeaturesConfig(_Section):
         True, description="Train on the mirrored picture too. False where left and right differ."
     )
     engine: Literal["auto", "onnxruntime", "torch"] = Field(
-        "auto", description="auto: onnxruntime on a CPU (3 to 5 times faster there), torch else."
+        "auto", description="auto: onnxruntime on a CPU, where it is faster, torch else."
     )
     batch: int = Field(32, ge=1, description="Pictures at a time; more gains nothing on a CPU.")
 

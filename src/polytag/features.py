@@ -197,8 +197,9 @@ def _fill(
         return preprocess(decode(missing[text]), extractor.spec)
 
     def keep() -> None:
-        if names:
-            store.add(names, np.concatenate(rows))
+        if rows:
+            features = np.concatenate(rows)
+            store.add(names[: len(features)], features)  # Ctrl-C can fall between the two lists
             names.clear()
             rows.clear()
 
@@ -209,8 +210,9 @@ def _fill(
             if len(batch.images):
                 plain = batch.images
                 views = [plain, np.ascontiguousarray(plain[:, :, ::-1])][: 1 + extractor.flip]
-                rows.append(np.stack([engine(view) for view in views], axis=1))
+                done = np.stack([engine(view) for view in views], axis=1)
                 names += [name for name, ok in zip(batch.items, batch.ok, strict=True) if ok]
+                rows.append(done)
             if len(names) >= _SHARD_ROWS:
                 keep()
             advance(len(batch.items))
