@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 NAN = math.nan
 Table = list[list[float]]
@@ -166,11 +167,28 @@ def bce(z: float, y: float, pos_weight: float = 1.0) -> float:
     return -pos_weight * y * math.log(p) - (1 - y) * math.log(1 - p)
 
 
-def focal(z: float, y: float, gamma: float = 2.0, alpha: float | None = None) -> float:
-    """Focal loss of one cell, y in {0, 1}: -a_t (1 - p_t)^gamma log p_t."""
+def focal(
+    z: float, y: float, gamma: float = 2.0, alpha: float | None = None, pos_weight: float = 1.0
+) -> float:
+    """Focal loss of one cell, y in {0, 1}: -w_t a_t (1 - p_t)^gamma log p_t."""
     p_t = _sigmoid(z) if y == 1 else 1 - _sigmoid(z)
     a_t = 1.0 if alpha is None else alpha if y == 1 else 1 - alpha
-    return -a_t * (1 - p_t) ** gamma * math.log(p_t)
+    w_t = pos_weight if y == 1 else 1.0
+    return -w_t * a_t * (1 - p_t) ** gamma * math.log(p_t)
+
+
+def class_weights(counts: list[float], beta: float) -> list[float]:
+    """Return the inverse effective numbers of classes of so many cells, scaled to sum to 2."""
+    inverse = [(1 - beta) / (1 - beta ** max(n, 1)) for n in counts]
+    return [2 * weight / sum(inverse) for weight in inverse]
+
+
+def class_balanced(
+    z: float, y: float, counts: list[float], beta: float = 0.999, gamma: float = 0.0
+) -> float:
+    """Class-balanced loss of one cell, y in {0, 1}; counts: present and absent cells."""
+    present, absent = class_weights(counts, beta)
+    return (present if y == 1 else absent) * focal(z, y, gamma)
 
 
 def asymmetric(
@@ -182,6 +200,13 @@ def asymmetric(
     if y == 1:
         return -((1 - p) ** gamma_positive) * math.log(p)
     return -(m**gamma_negative) * math.log(1 - m)
+
+
+def soft(cell: Callable[..., float], z: float, y: float, **options: float) -> float:
+    """Return the mean loss of a cell that is present with chance y, the label smoothed first."""
+    smoothing = options.pop("label_smoothing", 0.0)
+    chance = (1 - smoothing) * y + smoothing / 2
+    return chance * cell(z, 1.0, **options) + (1 - chance) * cell(z, 0.0, **options)
 
 
 def mean_loss(cells: Table, values: Table, per: str) -> float:

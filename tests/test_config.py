@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from polytag.config import (
     DataConfig,
     Recipe,
+    StageConfig,
     load_recipe,
     parse_changes,
     recipe_names,
@@ -26,6 +27,8 @@ def fields(model: type[BaseModel], before: str = "") -> dict[str, str | None]:
     for key, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found |= fields(field.annotation, f"{before}{key}.")
+        elif key == "stages":
+            found |= fields(StageConfig, f"{before}{key}.")
         else:
             found[before + key] = field.description
     return found
@@ -47,8 +50,8 @@ def refusal(key: str, value: object) -> str:
 def test_every_shipped_recipe_loads_and_says_in_a_line_what_it_is():
     assert "probe" in recipe_names()
     for name in recipe_names():
-        line = f"{name:<12} {load_recipe(name).description}"
-        assert load_recipe(name).description and len(line) <= 100 and "\n" not in line
+        words = load_recipe(name).description
+        assert words and len(words) <= 100 and "\n" not in words
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -57,13 +60,17 @@ def test_every_key_says_what_it_means(key):
 
 
 def test_a_printed_recipe_holds_every_key_each_below_its_meaning():
-    lines = to_toml(load_recipe("probe")).splitlines()
+    lines = to_toml(load_recipe("finetune")).splitlines()
     for dotted, meaning in KEYS.items():
         section, _, key = dotted.rpartition(".")
         if section == "data":
             continue  # a recipe has no data, only a run has
         start = (
-            next(i for i, line in enumerate(lines) if line.startswith(f"[{section}]"))
+            next(
+                i
+                for i, line in enumerate(lines)
+                if line.startswith((f"[{section}]", f"[[{section}]]"))
+            )
             if (section)
             else 0
         )
@@ -73,6 +80,44 @@ def test_a_printed_recipe_holds_every_key_each_below_its_meaning():
             at -= 1
             comment.insert(0, lines[at].removeprefix("# "))
         assert " ".join(comment) == meaning
+
+
+def test_a_printed_probe_holds_no_field_that_only_a_network_has():
+    sections = [line for line in to_toml(load_recipe("probe")).splitlines() if line[:1] == "["]
+    assert [line.split("]")[0].strip("[") for line in sections] == [
+        *("backbone", "preprocess", "features", "probe", "split"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("loss.name", "focal"), ("stages.0.epochs", 3), ("training.batch", 8)]
+)
+def test_a_field_without_effect_is_refused(key, value):
+    with pytest.raises(RecipeError, match=f"{key.split('.')[0]} has no effect on method = probe"):
+        load_recipe("probe", {key: value})
+
+
+def test_one_stage_or_all_of_them_can_be_changed():
+    changed = load_recipe(
+        "efficientnet-b0-two-stage", {"stages.*.epochs": 2, "stages.1.lr": 1e-5}
+    ).stages
+    assert [stage.epochs for stage in changed] == [2, 2]
+    assert [stage.lr for stage in changed] == [1e-3, 1e-5]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("stages.2.lr", "no such stage; got '2', expected stages.*, or stages.0 to stages.1"),
+        ("stages.first.lr", "no such stage"),
+        ("stages.0.learning_rate", "unknown key; got 'stages.0.learning_rate'"),
+        ("stages.lr", "no such stage"),
+    ],
+)
+def test_a_stage_that_is_not_there_is_refused(key, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("efficientnet-b0-two-stage", {key: 1})
+    assert message in str(caught.value)
 
 
 def test_the_meanings_in_a_printed_recipe_fit_a_terminal():
@@ -152,7 +197,7 @@ def test_a_recipe_itself_can_be_given_with_changes():
         ("backbone.weight", "did you mean 'weights'?"),
         ("prob.l2", "did you mean 'probe'?"),
         ("data.label", "did you mean 'labels'?"),
-        ("zzz", "known: backbone, data, description, device"),
+        ("zzz", "known: augment, backbone, data, description"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(key, hint):

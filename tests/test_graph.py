@@ -12,13 +12,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from polytag.backbone import load_backbone
-from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig, load_recipe
+from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig
 from polytag.graph import export_backbone, write_model
 from polytag.images import decode
-from polytag.model import Classifier
+from polytag.model import Classifier, load_classifier
 from polytag.modelfile import FORMAT, KEY, LinearHead, ModelInfo
 from polytag.preprocess import PreprocessSpec, preprocess
 
@@ -48,11 +47,7 @@ def images(world, info) -> np.ndarray:
 @pytest.fixture(scope="module")
 def classifier(run, info) -> Classifier:
     """The same model in torch, from the run's weights.safetensors."""
-    recipe = load_recipe(run.path / "config.toml")
-    backbone = load_backbone(recipe.backbone, recipe.preprocess, recipe.features, seed=99)
-    classifier = Classifier(backbone, len(info["attributes"]))
-    classifier.load_state_dict(load_file(run.path / "weights.safetensors"), strict=True)
-    return classifier.eval()
+    return load_classifier(run)
 
 
 # ------------------------------------------------------------------------------ what it looks like
@@ -126,7 +121,7 @@ def test_its_probabilities_are_torchs(session, classifier, images):
 def test_the_embedding_is_exactly_what_the_head_sees(session, classifier, images):
     probabilities, embedding = session.run(["probabilities", "embedding"], {"images": images})
     state = classifier.state_dict()
-    weight, bias = (state[f"head.{part}"].double().numpy() for part in ("weight", "bias"))
+    weight, bias = (state[f"head.linear.{part}"].double().numpy() for part in ("weight", "bias"))
     expected = 1 / (1 + np.exp(-(embedding @ weight.T + bias)))
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     with torch.no_grad():
@@ -138,8 +133,8 @@ def test_the_head_in_the_file_is_the_head_in_the_weights_bit_for_bit(run, classi
     model = onnx.load(run.path / "model.onnx")
     held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     state = classifier.state_dict()
-    assert np.array_equal(held["polytag.head.weight"], state["head.weight"].numpy().T)
-    assert np.array_equal(held["polytag.head.bias"], state["head.bias"].numpy())
+    assert np.array_equal(held["polytag.head.weight"], state["head.linear.weight"].numpy().T)
+    assert np.array_equal(held["polytag.head.bias"], state["head.linear.bias"].numpy())
 
 
 def test_saturated_logits_give_probabilities_and_no_nan(tmp_path, cache, session, images):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests import reference
 
 from polytag import metrics
-from polytag.losses import LOSSES, split_values
+from polytag.losses import LOSSES, average, split_values
 
 THRESHOLDS = [0.5, 0.3, 0.6, 0.5]
 NAMES = ["hat", "scarf", "tie", "coat"]
@@ -20,10 +20,13 @@ ANYTHING = st.floats(width=32)  # NaN, infinities, -1 and 0 included
 cases = st.sampled_from([case for case in reference.HOLES if "NA" in case or "30 %" in case])
 seeds = st.integers(0, 1000)
 
+WEIGHT = {"pos_weight": torch.tensor([1.0, 3.0, 0.2, 9.0])}
+COUNTS = {"counts": torch.tensor([[67, 3, 0, 20], [1677, 5, 9, 0]])}
 OPTIONS = {
-    "bce": [{}, {"pos_weight": torch.tensor([1.0, 3.0, 0.2, 9.0])}, {"label_smoothing": 0.1}],
-    "focal": [{}, {"gamma": 0.5, "alpha": 0.25}],
-    "asymmetric": [{}, {"gamma_positive": 0.0, "clip": 0.0}],
+    "bce": [{}, WEIGHT, {"label_smoothing": 0.1}],
+    "focal": [{}, {"gamma": 0.5, "alpha": 0.25}, WEIGHT | {"label_smoothing": 0.1}],
+    "asymmetric": [{}, {"gamma_positive": 0.0, "clip": 0.0}, {"label_smoothing": 0.1}],
+    "class_balanced": [COUNTS, COUNTS | {"beta": 0.9, "gamma": 0.5, "label_smoothing": 0.1}],
 }
 
 METRICS = {
@@ -51,7 +54,7 @@ def test_every_loss_and_every_metric_is_tested_here():
     assert functions - results == set(METRICS) | {"evaluate_arrays"}
 
 
-@pytest.mark.parametrize("per", ["cell", "attribute"])
+@pytest.mark.parametrize("per", ["cell", "attribute", "none"])
 @pytest.mark.parametrize(("name", "options"), [(n, o) for n in LOSSES for o in OPTIONS[n]])
 @settings(deadline=None, max_examples=40)
 @given(case=cases, seed=seeds, fill=st.lists(ANYTHING, min_size=1, max_size=5))
@@ -64,8 +67,8 @@ def test_no_loss_and_no_gradient_sees_a_target_or_a_logit_under_a_hole(
     def loss_and_gradient(logits: np.ndarray, targets: np.ndarray) -> tuple[bytes, bytes]:
         z = torch.tensor(logits, requires_grad=True)
         loss = LOSSES[name](z, torch.tensor(targets), known, **options, per=per)
-        loss.backward()
-        assert torch.isfinite(loss) and torch.isfinite(z.grad).all()
+        loss.sum().backward()
+        assert torch.isfinite(loss).all() and torch.isfinite(z.grad).all()
         assert z.grad[~known].count_nonzero() == 0
         return loss.detach().numpy().tobytes(), z.grad.numpy().tobytes()
 
@@ -73,6 +76,23 @@ def test_no_loss_and_no_gradient_sees_a_target_or_a_logit_under_a_hole(
     before = loss_and_gradient(logits, targets.numpy())
     assert before == loss_and_gradient(logits, under_holes(values, targets.numpy(), fill))
     assert before == loss_and_gradient(under_holes(values, logits, fill), targets.numpy())
+
+
+@pytest.mark.parametrize("per", ["cell", "attribute", "none"])
+@settings(deadline=None, max_examples=40)
+@given(case=cases, seed=seeds, fill=st.lists(ANYTHING, min_size=1, max_size=5))
+def test_no_average_of_losses_sees_a_cell_under_a_hole(per, case, seed, fill):
+    values, losses = (np.array(a, np.float32) for a in reference.draw(case, seed))
+    known = torch.tensor(~np.isnan(values))
+
+    def mean_and_gradient(losses: np.ndarray) -> tuple[bytes, bytes]:
+        cells = torch.tensor(losses, requires_grad=True)
+        mean = average(cells, known, per)
+        mean.sum().backward()
+        assert cells.grad[~known].count_nonzero() == 0
+        return mean.detach().numpy().tobytes(), cells.grad.numpy().tobytes()
+
+    assert mean_and_gradient(losses) == mean_and_gradient(under_holes(values, losses, fill))
 
 
 @pytest.mark.parametrize("name", METRICS)

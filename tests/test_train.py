@@ -35,7 +35,7 @@ QUICK = {"split.folds": 3, "probe.l2": 1.0}
 @pytest.fixture
 def no_plots(monkeypatch) -> None:
     """Drawing takes half of a tiny run's time."""
-    monkeypatch.setattr(plots, "loss_curve", lambda losses, title, path: path.touch())
+    monkeypatch.setattr(plots, "loss_curve", lambda history, title, path: path.touch())
     monkeypatch.setattr(plots, "sample_predictions", lambda samples, names, path: path.touch())
 
 
@@ -193,7 +193,7 @@ def test_the_pictures_of_a_run_are_pictures(run, name):
 
 def test_the_weights_hold_the_network_its_normalisation_and_the_head(run):
     state = load_file(run.path / "weights.safetensors")
-    assert state["head.weight"].shape == (3, 896) and state["head.bias"].shape == (3,)
+    assert state["head.linear.weight"].shape == (3, 896) and state["head.linear.bias"].shape == (3,)
     assert {"backbone.mean", "backbone.std"} < set(state)
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
@@ -264,7 +264,7 @@ def test_no_label_of_a_fold_has_a_say_in_the_predictions_of_that_fold(
 ):
     splits, before = splits_of(run), out_of_fold(run)
     folds = np.array([int(row["fold"]) for row in splits.values()])
-    monkeypatch.setattr("polytag.train.stratified_folds", lambda *_, **__: folds)
+    monkeypatch.setattr("polytag.probe.stratified_folds", lambda *_, **__: folds)
     table = world.table()
     values = np.array(table.values)
     inside = [table.images.index(name) for name, row in splits.items() if int(row["fold"]) == fold]
@@ -571,7 +571,7 @@ def test_a_run_that_cannot_be_finished_leaves_no_folder(train, tmp_path, monkeyp
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("polytag.artefacts.write_model", full)
+    monkeypatch.setattr("polytag.probe.write_model", full)
     with pytest.raises(OSError, match="No space"):
         train(tmp_path / "runs")
     assert list((tmp_path / "runs").iterdir()) == []

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
     from polytag.dataset import LabelDataset
     from polytag.errors import PolytagError, SkippedError, UserError
     from polytag.evaluation import evaluate
-    from polytag.losses import LOSSES, masked_asymmetric, masked_bce, masked_focal
+    from polytag.losses import (
+        LOSSES,
+        masked_asymmetric,
+        masked_bce,
+        masked_class_balanced,
+        masked_focal,
+    )
     from polytag.metrics import evaluate_arrays
+    from polytag.model import load_classifier
     from polytag.predictions import Predictions
     from polytag.predictor import Predictor, load
     from polytag.preprocess import PreprocessSpec
     from polytag.results import Evaluation
     from polytag.table import LabelTable, read_table
-    from polytag.train import fit
+    from polytag.train import fit, resume
 
 # Public name -> room. Loaded on first use, so that predicting never pays for training.
 _ROOMS = {
@@ -41,11 +48,14 @@ _ROOMS = {
     "evaluate_arrays": "metrics",
     "fit": "train",
     "load": "predictor",
+    "load_classifier": "model",
     "load_recipe": "config",
     "masked_asymmetric": "losses",
     "masked_bce": "losses",
+    "masked_class_balanced": "losses",
     "masked_focal": "losses",
     "read_table": "table",
+    "resume": "train",
 }
 
 __version__ = "0.1.0"
@@ -66,11 +76,14 @@ __all__ = [
     "evaluate_arrays",
     "fit",
     "load",
+    "load_classifier",
     "load_recipe",
     "masked_asymmetric",
     "masked_bce",
+    "masked_class_balanced",
     "masked_focal",
     "read_table",
+    "resume",
 ]
 
 

@@ -83,12 +83,11 @@ class Backbone(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         with torch.no_grad():
-            blank = torch.zeros(1, spec.size, spec.size, 3, dtype=torch.uint8)
-            self.width = int(self.eval()(blank).shape[1])
+            self.width = int(self.eval()(self.blank()).shape[1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return features float32 (B, D) of ``images`` uint8 (B, S, S, 3)."""
-        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        """Return features float32 (B, D) of ``images`` (B, S, S, 3), values 0 to 255."""
+        x = self._normalised(images)
         network: Any = self.network
         if self.taps is None:
             return _flat(network.forward_head(network.forward_features(x), pre_logits=True))
@@ -104,6 +103,37 @@ class Backbone(nn.Module):
                 pooled += [stage.mean((2, 3)), stage.std((2, 3), correction=0)]
         pooled += [_flat(network.forward_head(last, pre_logits=True))]
         return torch.cat(pooled, dim=1)
+
+    def blank(self) -> Tensor:
+        """Return one black picture, uint8 (1, S, S, 3)."""
+        return torch.zeros(1, self.spec.size, self.spec.size, 3, dtype=torch.uint8)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Return the last layer at all positions, float32 (B, T, D'), for a head that looks there.
+
+        Of a network of blocks on tokens these are its tokens, the class token among them.
+        """
+        network: Any = self.network
+        last: Tensor = network.forward_features(self._normalised(images))
+        if last.ndim == 4:
+            grid_last = getattr(network, "output_fmt", "NCHW") == "NHWC"  # Swin and its kin
+            last = last.flatten(1, 2) if grid_last else last.flatten(2).transpose(1, 2)
+        return last
+
+    def depths(self) -> dict[str, int]:
+        """Return the depth of every parameter: 0 the stem, then the blocks, from the picture on.
+
+        What stands behind the last block (a last convolution, a last norm) counts with it. These
+        are timm's own groups, with which it scales learning rates by layer.
+        """
+        from timm.models import group_parameters
+
+        network: Any = self.network
+        groups = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+        return {f"network.{name}": int(depth) for name, depth in groups.items()}
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
     def fingerprint(self) -> str:
         """Return a sha256 of everything that decides the features, the picture aside."""

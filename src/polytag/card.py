@@ -9,29 +9,34 @@ from polytag.modelfile import ModelInfo
 from polytag.results import Evaluation, Value
 from polytag.summary import headline
 
+_BRACKETS = "In brackets: what a guess scores that never saw a picture."
+
 
 def model_card(
-    info: ModelInfo, evaluation: Evaluation, recipe: Recipe, rows: int, note: str = ""
+    info: ModelInfo,
+    evaluation: Evaluation,
+    recipe: Recipe,
+    rows: int,
+    judged_on: str,
+    note: str = "",
 ) -> str:
     """Return the card in Markdown: what it answers, how well, made from what, how to use it.
 
     Args:
         info: What goes into the model file.
-        evaluation: Out-of-fold metrics.
+        evaluation: On pictures that chose nothing.
         recipe: As resolved.
-        rows: Pictures trained on.
+        rows: Pictures that were used, held-out ones too.
+        judged_on: What the numbers were measured on, in words; empty: on nothing.
         note: What to know first.
     """
     lines = [
         f"# {recipe.title}" if recipe.title != type(recipe)().title else "# Attribute classifier",
         "",
         f"Says of a picture which of {len(info.attributes)} attributes are present. "
-        f"Trained by polytag on {rows} pictures.",
+        f"Made by polytag from {rows} pictures.",
         "",
-        f"**{headline(evaluation)}**, on pictures that the judging models had not seen "
-        f"({recipe.split.folds} folds; identical pictures stay on one side). In brackets: what a "
-        "guess scores that never saw a picture.",
-        "",
+        *([f"**{headline(evaluation)}**, on {judged_on}. {_BRACKETS}", ""] if judged_on else []),
         *([f"**{note}**", ""] if note else []),
         "| attribute | present | absent | not known | AP | AUC | F1 | accuracy | threshold |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -52,6 +57,7 @@ def model_card(
         f"`{recipe.backbone.weights}` (licence: {info.weights_licence}).",
         f"- Pictures: {info.preprocess.resize} to {info.preprocess.size} x "
         f"{info.preprocess.size}, {info.preprocess.interpolation}.",
+        *(_stages(recipe) if recipe.method == "finetune" else []),
         "- Cells that are not known were left out of training and of every number above.",
         "- `polytag train --recipe config.toml` repeats this run.",
         "",
@@ -74,6 +80,14 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    stages = "; ".join(
+        f"{stage.name}: {stage.epochs} epochs at {stage.lr:g}, frozen: {stage.frozen}"
+        for stage in recipe.stages
+    )
+    return [f"- Loss {recipe.loss.name}, {recipe.training.optimiser}; {stages}."]
 
 
 def _cell(value: Value) -> str:

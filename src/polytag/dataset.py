@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,38 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from polytag.errors import UserError
-from polytag.images import decode
+from polytag.images import content_hash, decode
 from polytag.losses import split_values
-from polytag.pictures import locate, skipped_rows
+from polytag.pictures import Rows, locate, rows_without
 from polytag.pipeline import stream
 from polytag.preprocess import PreprocessSpec, preprocess
+from polytag.progress import progress
 from polytag.table import LabelTable
+
+
+def usable_rows(table: LabelTable, paths: Sequence[Path], errors: Mapping[int, UserError]) -> Rows:
+    """Decode every picture of a table once and return the rows whose picture can be used.
+
+    Args:
+        table: The labels.
+        paths: The file of every row.
+        errors: Rows known to have no picture.
+    """
+    there = [row for row in range(len(table)) if row not in errors]
+    hashes, unusable = [""] * len(table), dict(errors)
+
+    def check(row: int) -> str:
+        decode(paths[row])
+        return content_hash(paths[row])
+
+    with progress("checking", len(there), "pictures") as advance:
+        for row, result in stream(there, check):
+            if isinstance(result, UserError):
+                unusable[row] = result
+            else:
+                hashes[row] = result
+            advance(1)
+    return rows_without(table, paths, hashes, unusable)
 
 
 class LabelDataset(Dataset[tuple[Any, Tensor, Tensor]]):
@@ -63,16 +89,8 @@ class LabelDataset(Dataset[tuple[Any, Tensor, Tensor]]):
         spec: PreprocessSpec | None = None,
         transform: Callable[[NDArray[np.uint8]], Any] | None = None,
     ) -> None:
-        paths, errors = locate(table, Path(images))
-        there = [row for row in range(len(table)) if row not in errors]
-        checked = stream((paths[row] for row in there), lambda path: decode(path).shape)
-        for row, (_, result) in zip(there, checked, strict=True):
-            if isinstance(result, UserError):
-                errors[row] = result
-        usable = [row for row in there if row not in errors]
-        self.skipped = skipped_rows(table, errors)
-        self.table = table.select(usable)
-        self.paths = [paths[row] for row in usable]
+        rows = usable_rows(table, *locate(table, Path(images)))
+        self.table, self.paths, self.skipped = rows.table, rows.paths, rows.skipped
         self.spec, self.transform = spec, transform
         self.targets, self.known = split_values(torch.from_numpy(np.array(self.table.values)))
 

@@ -28,7 +28,7 @@ from polytag.engine import open_session
 from polytag.errors import RecipeError, UserError
 from polytag.files import cache_folder, written_aside
 from polytag.images import content_hash, decode
-from polytag.pictures import Skipped, skipped_rows
+from polytag.pictures import Rows, rows_without
 from polytag.pipeline import batches, stream
 from polytag.preprocess import PreprocessSpec, preprocess
 from polytag.progress import progress, waiting
@@ -106,28 +106,9 @@ def make_extractor(backbone: Backbone, config: FeaturesConfig, device: str) -> E
     return Extractor(graph, engine, backbone.spec, config.flip, _digest(parts), load, config.batch)
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The rows of a table whose picture can be used, N of them, and the others.
-
-    Attributes:
-        table: The N rows.
-        paths: N files.
-        hashes: N content hashes.
-        features: float32 (N, V, D).
-        skipped: The other rows, each with its reason.
-    """
-
-    table: LabelTable
-    paths: list[Path]
-    hashes: list[str]
-    features: Floats
-    skipped: list[Skipped]
-
-
-def usable_rows(
+def rows_with_features(
     table: LabelTable, paths: Sequence[Path], errors: Mapping[int, UserError], extractor: Extractor
-) -> Rows:
+) -> tuple[Rows, Floats]:
     """Compute the features of a table's pictures; those that cannot be decoded are skipped.
 
     Args:
@@ -135,19 +116,18 @@ def usable_rows(
         paths: The file of every row.
         errors: Rows known to have no picture.
         extractor: How to compute features.
+
+    Returns:
+        N rows, and their features float32 (N, V, D).
     """
     there = [row for row in range(len(table)) if row not in errors]
-    features, hashes, broken = extract([paths[row] for row in there], extractor)
-    good = [position for position in range(len(there)) if position not in broken]
-    rows = [there[position] for position in good]
+    features, found, broken = extract([paths[row] for row in there], extractor)
+    hashes = [""] * len(table)
+    for row, text in zip(there, found, strict=True):
+        hashes[row] = text
     unusable = {**errors, **{there[position]: error for position, error in broken.items()}}
-    return Rows(
-        table=table.select(rows),
-        paths=[paths[row] for row in rows],
-        hashes=[hashes[position] for position in good],
-        features=features[good],
-        skipped=skipped_rows(table, unusable),
-    )
+    good = [position for position in range(len(there)) if position not in broken]
+    return rows_without(table, paths, hashes, unusable), features[good]
 
 
 def extract(

@@ -1,4 +1,4 @@
-"""From torch to ONNX: the backbone is exported once, the head is appended to its graph."""
+"""From torch to ONNX: a frozen backbone once, its heads appended; a trained network whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from polytag.files import written_aside
 from polytag.modelfile import KEY, LinearHead, ModelInfo
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from polytag.backbone import Backbone
+    from polytag.model import Classifier
 
 
 def export_backbone(backbone: Backbone, path: Path) -> None:
@@ -22,32 +25,45 @@ def export_backbone(backbone: Backbone, path: Path) -> None:
 
     One file, no external data. It takes about 9 s, so callers keep the file.
     """
+    with written_aside(path) as aside:
+        onnx.save(_exported(backbone, backbone.spec.size, ["embedding"]), str(aside))
+
+
+def write_classifier(classifier: Classifier, info: ModelInfo, path: Path) -> None:
+    """Write a whole network, with any head, as ``model.onnx``."""
+    from polytag.model import Answers
+
+    answers = Answers(classifier).eval()
+    model = _exported(answers, classifier.backbone.spec.size, ["probabilities", "embedding"])
+    _finish(model, info, path)
+
+
+def _exported(module: nn.Module, side: int, outputs: list[str]) -> onnx.ModelProto:
     import torch  # here, as appending a head to a graph needs only onnx
 
-    side = backbone.spec.size
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), written_aside(path) as aside:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
             program = torch.onnx.export(
-                backbone,
+                module,
                 (example,),
                 dynamo=True,
                 verbose=False,
                 input_names=["images"],
-                output_names=["embedding"],
+                output_names=outputs,
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             )
-            if program is None:  # only with arguments we do not give; for the type checker
-                raise RuntimeError("torch.onnx.export returned nothing")
-            model = program.model_proto
-            _forget_source(model.graph)
-            onnx.save(model, str(aside))
     finally:
         quiet.setLevel(level)
+    if program is None:  # only with arguments we do not give; for the type checker
+        raise RuntimeError("torch.onnx.export returned nothing")
+    model = program.model_proto
+    _forget_source(model.graph)
+    return model
 
 
 def _forget_source(graph: onnx.GraphProto) -> None:
@@ -91,6 +107,10 @@ def write_model(backbone_graph: Path, head: LinearHead, info: ModelInfo, path: P
     embedding = graph.output[0]
     del graph.output[:]
     graph.output.extend([probabilities, embedding])
+    _finish(model, info, path)
+
+
+def _finish(model: onnx.ModelProto, info: ModelInfo, path: Path) -> None:
     helper.set_model_props(model, {KEY: info.to_json()})
     onnx.checker.check_model(model)
     with written_aside(path) as aside:

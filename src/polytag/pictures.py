@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,43 @@ class Skipped:
     image: str
     where: str  # in the table, for example labels.csv:7
     reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a table whose picture can be used, N of them, and the others.
+
+    Attributes:
+        table: The N rows.
+        paths: N files.
+        hashes: N content hashes.
+        skipped: The other rows, each with its reason.
+    """
+
+    table: LabelTable
+    paths: list[Path]
+    hashes: list[str]
+    skipped: list[Skipped]
+
+
+def rows_without(
+    table: LabelTable, paths: Sequence[Path], hashes: Sequence[str], errors: Mapping[int, UserError]
+) -> Rows:
+    """Return the rows of a table that have no error.
+
+    Args:
+        table: All rows.
+        paths: The file of each.
+        hashes: The content hash of each; looked at only where there is no error.
+        errors: What is wrong with a row, by its number.
+    """
+    good = [row for row in range(len(table)) if row not in errors]
+    return Rows(
+        table=table.select(good),
+        paths=[paths[row] for row in good],
+        hashes=[hashes[row] for row in good],
+        skipped=skipped_rows(table, errors),
+    )
 
 
 def locate(table: LabelTable, folder: Path) -> tuple[list[Path], dict[int, UserError]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,33 +14,83 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from polytag.files import written_aside
+from polytag.history import History
 
 _COLUMNS = 4
 _LINES = 7  # attributes listed under a picture
 _PICTURE, _LINE = 2.5, 0.16  # inches
+_WINDOWS = 40  # means along the smoothed curve: fewer would hide its shape
+_CURVE, _CHOOSING = "#1f5fa8", "#c8641e"
 _RIGHT, _WRONG = "#1b6e3c", "#b3261e"
 
 
-def loss_curve(losses: Sequence[float], title: str, path: Path) -> None:
-    """Draw the training loss, iteration by iteration.
+def loss_curve(history: History, title: str, path: Path) -> None:
+    """Draw the training loss, iteration by iteration, with what else a training recorded.
+
+    Where there are many iterations the raw curve stands behind a smoothed one; the choosing rows'
+    loss is marked at the end of each epoch, and lines part the stages.
 
     Args:
-        losses: One number an iteration, from iteration 0, the start.
+        history: At least one iteration.
         title: Above the picture.
         path: The PNG to write.
     """
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = figure.add_subplot()
+    losses = np.array(history.losses)
     iterations = np.arange(len(losses))
-    axes.plot(iterations, losses, color="#1f5fa8", linewidth=1.8, marker="o", markersize=3.5)
+    window = len(losses) // _WINDOWS
+    if window < 2:
+        axes.plot(iterations, losses, color=_CURVE, linewidth=1.8, marker="o", markersize=3.5)
+    else:
+        axes.plot(iterations, losses, color=_CURVE, linewidth=0.7, alpha=0.35, label="training")
+        label = f"training, mean of {window} iterations"
+        axes.plot(iterations, _smoothed(losses, window), color=_CURVE, linewidth=2, label=label)
+    judged = [(max(e.iteration - 1, 0), e.validation.loss) for e in history.epochs if e.validation]
+    top = float(losses.max())
+    if judged:
+        x, y = zip(*judged, strict=True)
+        label = "choosing rows (not weighted)"
+        axes.plot(x, y, color=_CHOOSING, linewidth=1, marker="D", markersize=4, label=label)
+        top = max(top, *y)
+    axes.set_ylim(0, 1.08 * top)
+    _mark_stages(axes, history.stages)
     axes.set_title(title, parse_math=False)
     axes.set_xlabel("iteration_number")
     axes.set_ylabel("training_loss")
-    axes.set_ylim(0, 1.08 * max(losses))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
     _save(figure, path)
+
+
+def _smoothed(losses: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Return centred running means; at the ends over what there is."""
+    ones = np.ones(window)
+    return np.convolve(losses, ones, "same") / np.convolve(np.ones(len(losses)), ones, "same")
+
+
+def _mark_stages(axes: Any, stages: Sequence[str]) -> None:
+    starts = [i for i, name in enumerate(stages) if i == 0 or name != stages[i - 1]]
+    if len(starts) < 2:
+        return
+    across = axes.get_xaxis_transform()
+    for start in starts:
+        if start:
+            axes.axvline(start - 0.5, color="#555555", linewidth=1, linestyle="--")
+        name = _shortened(stages[start], 24)
+        axes.annotate(
+            name,
+            (start, 0.02),
+            xycoords=across,
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color="#555555",
+            parse_math=False,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,9 @@ def load(run: str | os.PathLike[str]) -> Predictor:
                 "no finished run in this folder",
                 where=str(run),
                 got="no model.onnx",
-                fix="polytag train makes one",
+                fix=f"polytag train --resume {run} finishes it"
+                if (path.parent / "checkpoint.safetensors").is_file()
+                else "polytag train makes one",
             )
     elif not path.is_file():
         raise ModelError(

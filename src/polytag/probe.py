@@ -26,15 +26,26 @@ import scipy.linalg
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from polytag.config import ProbeConfig
+from polytag.config import HeadConfig, ProbeConfig
+from polytag.graph import write_model
+from polytag.heads import Linear
+from polytag.history import History
 from polytag.lbfgs import minimise_columns
+from polytag.method import Prepared, Trained
+from polytag.model import Classifier
 from polytag.modelfile import LinearHead
 from polytag.pipeline import default_threads
+from polytag.progress import progress
+from polytag.splits import stratified_folds
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Losses = list[tuple[Doubles, NDArray[np.int64]]]  # of a path's steps: sums and cells (K,)
 
+_STRONGEST = (
+    "The strongest penalty predicted held-out pictures best: on the whole, looking at the "
+    "pictures did not help, and this model answers hardly more than the base rates."
+)
 # A path of weakening penalties ends where the held-out loss stands this much above its best: the
 # loss is convex along the path for all that was ever seen, and the weakest penalties cost most.
 _GIVE_UP = 1.02
@@ -133,6 +144,44 @@ def fit_probe(
     )
 
 
+def train(given: Prepared) -> Trained:
+    """Fit a logistic regression on features: out of fold for the numbers, on all rows to keep."""
+    config, folds_wanted = given.recipe.probe, given.recipe.split.folds
+    if given.features is None or given.extractor is None:
+        raise TypeError("a probe needs features")
+    # Classes and holes of every attribute are spread evenly over the folds.
+    folds = stratified_folds(
+        given.rows.table.values, given.groups, folds=folds_wanted, seed=given.recipe.seed
+    )
+    with progress("probe", fits(config, folds_wanted), "fits") as advance:
+        probe = fit_probe(given.features, given.values, folds, config, advance)
+    names = [given.rows.table.attributes[k] for k in given.learnt]
+    width = given.backbone.width
+    head = Linear(HeadConfig(), width, len(names))
+    head.set_probe(probe.head.weight, probe.head.bias, *moments(np.zeros((1, width), np.float32)))
+    graph = given.extractor.graph
+    history = History(tuple(names), list(probe.losses))
+    history.rates = [np.nan] * len(probe.losses)
+    history.stages = ["probe"] * len(probe.losses)
+    strongest = config.l2 == "auto" and len(config.l2_grid) > 1 and probe.l2 == max(config.l2_grid)
+    return Trained(
+        logits=probe.logits,
+        folds=folds,
+        history=history,
+        model=Classifier(given.backbone.cpu(), head),
+        write=lambda info, path: write_model(graph, probe.head, info, path),
+        facts={
+            "folds": folds_wanted,
+            "l2": probe.l2,
+            "l2_of_fold": list(probe.l2_of_fold),
+            "deployed": "refitted on all rows",
+        },
+        judged_on=f"pictures that the judging models had not seen ({folds_wanted} folds; "
+        "identical pictures stay on one side)",
+        note=_STRONGEST if strongest else "",
+    )
+
+
 def fits(config: ProbeConfig, folds: int) -> int:
     """Return how many paths ``fit_probe`` solves, for a progress bar."""
     pairs = folds * (folds - 1) // 2 if config.l2 == "auto" and len(config.l2_grid) > 1 else 0
@@ -205,7 +254,7 @@ class _Solver:
     def __init__(self, features: Floats, values: Floats, config: ProbeConfig) -> None:
         self.features, self.values, self.config = features, values, config
         flat = features.reshape(-1, features.shape[2])
-        mean, scale = _moments(flat)
+        mean, scale = moments(flat)
         # Directions and curvatures of all rows' features serve every training part as a change of
         # coordinates in which the solver needs few steps. It moves no optimum: no labels, and
         # nothing of what is minimised, come in here.
@@ -223,7 +272,7 @@ class _Solver:
         start and after every iteration.
         """
         x = self.features[rows].reshape(-1, self.features.shape[2])
-        mean, scale = _moments(x)
+        mean, scale = moments(x)
         x = (x - mean) / scale
         problem = _Problem(x, np.repeat(self.values[rows], self.features.shape[1], axis=0))
         weight = np.zeros((x.shape[1], self.values.shape[1]), dtype=np.float32)
@@ -323,8 +372,8 @@ def _principal(x: Floats, most: int) -> tuple[Floats, Floats]:
     return values.astype(np.float32), np.ascontiguousarray(vectors, dtype=np.float32)
 
 
-def _moments(x: Floats) -> tuple[Floats, Floats]:
-    """Return mean and scale (D,) of features; a feature that never varies gets scale 1."""
+def moments(x: Floats) -> tuple[Floats, Floats]:
+    """Return mean and scale (D,) of features (n, D); a feature that never varies gets scale 1."""
     mean = x.mean(axis=0, dtype=np.float64)
     scale = x.std(axis=0, dtype=np.float64)
     constant = scale <= 1e-6 * np.maximum(np.abs(mean), 1e-6)

@@ -12,13 +12,16 @@ log = logging.getLogger("polytag")
 
 
 @contextmanager
-def progress(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(
+    step: str, total: int, unit: str, *, passing: bool = False
+) -> Iterator[Callable[[int], None]]:
     """Show how far a step is, with its rate and the time left.
 
     Args:
         step: What is being done, for example ``"features"``.
         total: How many units the step has; 0: no bar.
         unit: What is counted, for example ``"pictures"``.
+        passing: Whether nothing shall be left to read once it is done.
 
     Yields:
         A function to call with the number of units just done.
@@ -30,7 +33,7 @@ def progress(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]
     start = time.perf_counter()
     count = 0
     if total and sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
-        with _bar(step, total, unit) as advance:
+        with _bar(step, total, unit, passing) as advance:
             yield advance
         return
 
@@ -40,7 +43,7 @@ def progress(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]
 
     yield advance_silently
     seconds = time.perf_counter() - start
-    if seconds > 1:  # shorter steps are not worth a line
+    if seconds > 1 and not passing:  # shorter steps are not worth a line
         rate = _rate(count / seconds)
         log.info("%s: %d %s in %.1f s (%s/s)", step, count, unit, seconds, rate)
 
@@ -64,7 +67,7 @@ def waiting(step: str) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(step: str, total: int, unit: str, passing: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
@@ -76,7 +79,9 @@ def _bar(step: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
     columns = (TextColumn("{task.description:<10}"), BarColumn(24))
     counts = TextColumn("{task.completed:.0f}/{task.total:.0f}")
-    with Progress(*columns, counts, Rate(), Remaining(), console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    parts = (*columns, counts, Rate(), Remaining())
+    with Progress(*parts, console=console, transient=passing) as bars:
         task = bars.add_task(step, total=total)
         yield lambda units: bars.advance(task, units)
 

@@ -68,6 +68,29 @@ def new_run_folder(runs: Path, name: str | None, stem: str) -> Path:
             number += 1
 
 
+@dataclass
+class Place:
+    """Where a run will be kept: made when there is something to keep.
+
+    Attributes:
+        runs: Where run folders are.
+        name: Of the run; None: the first free of ``stem-1``, ``stem-2`` ...
+        stem: What a run without a name is called after.
+        made: The folder, once it is there.
+    """
+
+    runs: Path
+    name: str | None
+    stem: str
+    made: Path | None = None
+
+    def make(self) -> Path:
+        """Return the run folder, making it the first time."""
+        if self.made is None:
+            self.made = new_run_folder(self.runs, self.name, self.stem)
+        return self.made
+
+
 def check_run_name(runs: Path, name: str | None) -> None:
     """Refuse what `new_run_folder` could not make, before any work is done for it.
 
@@ -119,7 +142,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
 
 
 def hashes_seen(run: Path, splits_hash: str) -> set[str] | None:
-    """Return the content hashes of a run's pictures.
+    """Return the content hashes of the pictures a run was trained on, or chosen by.
 
     None where that cannot be known: for a bare model file, or if ``splits.csv`` is not the one
     that the model was made with.
@@ -128,4 +151,5 @@ def hashes_seen(run: Path, splits_hash: str) -> set[str] | None:
     if not splits.is_file() or content_hash(splits) != splits_hash:
         return None
     with splits.open(encoding="utf-8", newline="") as file:
-        return {row["content_hash"] for row in csv.DictReader(file)}
+        rows = csv.DictReader(file)
+        return {row["content_hash"] for row in rows if row["fold"] != "holdout"}

@@ -12,21 +12,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from polytag import runs
+from polytag import finetune, probe, runs
 from polytag.artefacts import Outcome, write_run
 from polytag.backbone import Backbone, load_backbone, resolve_device
 from polytag.config import Recipe, load_recipe
-from polytag.errors import UserError
-from polytag.features import make_extractor, usable_rows
+from polytag.dataset import usable_rows
+from polytag.errors import ModelError, RecipeError, UserError
+from polytag.features import Extractor, make_extractor, rows_with_features
 from polytag.groups import identical
+from polytag.method import Prepared, Trained
 from polytag.metrics import evaluate_arrays
 from polytag.pictures import MAX_SKIPPED, locate, refuse_too_many, skipped_rows
-from polytag.probe import fit_probe, fits
-from polytag.progress import progress
-from polytag.splits import stratified_folds
-from polytag.table import LabelTable
+from polytag.results import Evaluation
+from polytag.table import LabelTable, read_table
 
+METHODS = {"probe": probe.train, "finetune": finetune.train}
 log = logging.getLogger("polytag")
+Floats = NDArray[np.float32]
 
 
 def fit(
@@ -42,16 +44,17 @@ def fit(
 ) -> runs.Run:
     """Train a classifier, judge it, and leave a run folder.
 
-    Every number it reports was measured on pictures that chose nothing: each picture is predicted
-    by a model that was fitted, its L2 penalty chosen, on other folds. The model that is kept is
-    refitted on all pictures.
+    Every number it reports was measured on pictures that chose nothing. A probe predicts each
+    picture by a model that was fitted, its L2 penalty chosen, on other folds; the model that is
+    kept is refitted on all pictures. A fine-tuned network is judged on pictures held out for
+    that; a recipe that holds none out reports its training loss only.
 
     Args:
         table: Labels with holes.
         images: The folder of pictures.
         recipe: A recipe's name, a TOML file (a run's ``config.toml`` repeats that run), a recipe.
         changes: Dotted keys of the recipe and their values, for example ``{"probe.l2": 0.1}``.
-        name: Of the run; None: ``probe-1``, ``probe-2`` ...
+        name: Of the run; None: after the recipe, ``probe-1``, ``probe-2`` ...
         folder: Where run folders are.
         strict: Whether one picture that cannot be used stops everything.
         max_skipped: Share of pictures that may be skipped.
@@ -62,6 +65,7 @@ def fit(
     Raises:
         UserError: The table, the recipe, the pictures or the weights cannot be used.
         SkippedError: Too many pictures cannot be used.
+        KeyboardInterrupt: Ctrl-C. `resume` goes on with a fine-tuning.
 
     Example:
         >>> import tempfile
@@ -74,63 +78,169 @@ def fit(
         ...     run.path.name, run.metrics["rows"], run.metrics["skipped"]
         ('probe-1', 36, 4)
     """
-    start = time.perf_counter()
-    # 1. Every name of the recipe becomes a thing first, so that a mistake costs no time.
     chosen = load_recipe(recipe, changes)
+    known = isinstance(recipe, str) and not recipe.endswith(".toml")
+    stem = str(recipe) if known else chosen.method
+    place = runs.Place(Path(folder), name, stem)
+    return _fit(table, Path(images), chosen, place, strict=strict, max_skipped=max_skipped)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    table: LabelTable | None = None,
+    images: str | os.PathLike[str] | None = None,
+) -> runs.Run:
+    """Go on with a fine-tuning that was interrupted, from its last checkpoint.
+
+    On a CPU with the same number of threads it ends with the weights, bit for bit, that it would
+    have ended with.
+
+    Args:
+        run: Its folder.
+        table: The labels it was begun with; None: read again from where they were.
+        images: The folder of pictures; None: where it was.
+
+    Raises:
+        ModelError: There is no checkpoint, or the run is finished.
+        UserError: Labels, pictures or parts are not those that it was begun with.
+
+    Example:
+        Not run: it needs a run that was interrupted; the tests interrupt one.
+
+        >>> resume("runs/finetune-1").metrics["macro"]["ap"]["value"]  # doctest: +SKIP
+        0.73
+    """
+    path = Path(run).resolve()
+    if not (path / "checkpoint.safetensors").is_file():
+        finished = (path / "model.onnx").is_file()
+        raise ModelError(
+            "nothing to go on with",
+            where=str(run),
+            got="a finished run" if finished else "no checkpoint",
+            fix="" if finished else "only a fine-tuning that has begun leaves one: train anew",
+        )
+    recipe = load_recipe(path / "config.toml")
+    data = recipe.data
+    if table is None:
+        table = read_table(
+            data.labels,
+            attributes=data.attributes or None,
+            ignore=data.ignore,
+            values=data.values or None,
+            image_column=data.image_column or None,
+        )
+    place = runs.Place(path.parent, path.name, path.name, made=path)
+    return _fit(table, Path(images or data.images), recipe, place, strict=False, max_skipped=1)
+
+
+def _fit(
+    table: LabelTable,
+    images: Path,
+    chosen: Recipe,
+    place: runs.Place,
+    *,
+    strict: bool,
+    max_skipped: float,
+) -> runs.Run:
+    start = time.perf_counter()
+    resuming = place.made is not None
+    # 1. Every name of the recipe becomes a thing first, so that a mistake costs no time.
     chosen = chosen.replace({"device": resolve_device(chosen.device)})
-    located = locate(table, Path(images))
+    _check(chosen)
+    located = locate(table, images)
     refuse_too_many(skipped_rows(table, located[1]), len(table), strict=strict, most=max_skipped)
     _trainable(table)
-    runs.check_run_name(Path(folder), name)
+    if not resuming:
+        runs.check_run_name(place.runs, place.name)
     backbone = load_backbone(chosen.backbone, chosen.preprocess, chosen.features, chosen.seed)
-    extractor = make_extractor(backbone, chosen.features, chosen.device)
+    from_probe = chosen.method == "probe" or (chosen.head.init == "probe" and not resuming)
+    extractor = make_extractor(backbone, chosen.features, chosen.device) if from_probe else None
+    recipe = _resolved(chosen, backbone, extractor, table, images)
 
-    # 2. Pictures become features, once. What cannot be decoded is skipped, and too much stops.
-    rows = usable_rows(table, *located, extractor)
+    # 2. Every picture is decoded once: to features, or to see whether it can be. What cannot is
+    #    skipped, and too much stops.
+    features = None
+    if extractor:
+        rows, features = rows_with_features(table, *located, extractor)
+    else:
+        rows = usable_rows(table, *located)
     refuse_too_many(rows.skipped, len(table), strict=strict, most=max_skipped)
     learnt, left_out = _trainable(rows.table)
     _warn(rows.table, left_out, chosen.split.folds)
 
-    # 3. Folds: identical pictures on one side, classes and holes of every attribute spread evenly.
+    # 3. Identical pictures form groups, which no split divides.
     groups = identical(rows.hashes)
-    values = rows.table.values
-    folds = stratified_folds(values, groups, folds=chosen.split.folds, seed=chosen.seed)
 
-    # 4. The probe: out-of-fold predictions for the numbers, a refit on all rows to keep.
-    with progress("probe", fits(chosen.probe, chosen.split.folds), "fits") as advance:
-        probe = fit_probe(rows.features, values[:, learnt], folds, chosen.probe, advance)
-    thresholds = np.full(values.shape[1], chosen.threshold)
-    probabilities = _spread(probe.logits, learnt, values.shape)
-    evaluation = evaluate_arrays(
-        table.attributes, values, probabilities, thresholds, folds=folds, not_trained=left_out
+    # 4. The method trains, and predicts rows that chose nothing.
+    train = METHODS[recipe.method]
+    trained = train(
+        Prepared(recipe, backbone, extractor, rows, features, groups, learnt, place, resuming)
     )
+    probabilities = _spread(trained.logits, learnt, rows.table.values.shape)
+    thresholds = np.full(len(table.attributes), recipe.threshold)
 
     # 5. The run folder.
     outcome = Outcome(
-        recipe=_resolved(chosen, backbone, extractor.engine, table, images),
+        recipe=recipe,
         rows=rows,
         groups=groups,
-        folds=folds,
         learnt=learnt,
         left_out=left_out,
         probabilities=probabilities,
         thresholds=thresholds,
-        evaluation=evaluation,
-        probe=probe,
-        backbone=backbone,
-        graph=extractor.graph,
+        evaluation=_evaluate(rows.table, probabilities, thresholds, trained, left_out),
+        trained=trained,
         seconds=time.perf_counter() - start,
     )
-    return _leave(outcome, Path(folder), name)
+    return _leave(outcome, place)
 
 
-def _leave(outcome: Outcome, folder: Path, name: str | None) -> runs.Run:
+def _check(recipe: Recipe) -> None:
+    if recipe.method == "finetune":
+        finetune.check(recipe)
+    elif recipe.split.holdout or recipe.split.choose:
+        raise RecipeError(
+            "a probe is judged out of fold, on all pictures: it holds none out",
+            where="split.holdout" if recipe.split.holdout else "split.choose",
+            fix="leave it out, or take a recipe that fine-tunes",
+        )
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError("a probe is fitted in one process", fix="start it without torchrun")
+
+
+def _evaluate(
+    table: LabelTable,
+    probabilities: Floats,
+    thresholds: NDArray[np.float64],
+    trained: Trained,
+    left_out: dict[str, str],
+) -> Evaluation:
+    """Measure the judged rows; where there are none, say of every attribute why."""
+    judged, folds = trained.judged, trained.folds
+    if not judged.any():
+        reasons = dict.fromkeys(table.attributes, "no picture was held out") | left_out
+        return evaluate_arrays(
+            table.attributes, table.values, probabilities, thresholds, not_trained=reasons
+        )
+    return evaluate_arrays(
+        table.attributes,
+        table.values[judged],
+        probabilities[judged],
+        thresholds,
+        folds=folds[judged] if folds.dtype.kind == "i" else None,
+        not_trained=left_out,
+    )
+
+
+def _leave(outcome: Outcome, place: runs.Place) -> runs.Run:
     """Write the run folder; one that cannot be finished is not left lying about."""
-    run = runs.new_run_folder(folder, name, outcome.recipe.method)
+    run = place.make()
+    checkpoint = run / "checkpoint.safetensors"
     try:
         metrics = write_run(run, outcome)
+        checkpoint.unlink(missing_ok=True)
     finally:
-        if not (run / "model.onnx").is_file():
+        if not (run / "model.onnx").is_file() and not checkpoint.is_file():
             shutil.rmtree(run, ignore_errors=True)
     runs.mark_latest(run)
     return runs.Run(run, outcome.evaluation, metrics)
@@ -175,9 +285,9 @@ def _spread(
 def _resolved(
     recipe: Recipe,
     backbone: Backbone,
-    engine: str,
+    extractor: Extractor | None,
     table: LabelTable,
-    images: str | os.PathLike[str],
+    images: Path,
 ) -> Recipe:
     """Return the recipe with every ``auto`` replaced that would be decided the same again.
 
@@ -187,12 +297,12 @@ def _resolved(
     return recipe.replace(
         {
             "backbone.weights": str(Path(weights).absolute()) if Path(weights).suffix else weights,
-            "features.engine": engine,
+            "features.engine": extractor.engine if extractor else recipe.features.engine,
             "preprocess.size": spec.size,
             "preprocess.crop_fraction": spec.crop_fraction,
             "preprocess.interpolation": spec.interpolation,
             "data.labels": str(Path(table.source).absolute()) if table.source else "",
-            "data.images": str(Path(images).absolute()),
+            "data.images": str(images.absolute()),
             "data.attributes": table.attributes,
         }
     )

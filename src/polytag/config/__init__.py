@@ -7,133 +7,61 @@ A run writes its own as ``config.toml``, with everything resolved.
 
 from __future__ import annotations
 
+import copy
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from polytag.config.sections import (
+    BackboneConfig,
+    DataConfig,
+    FeaturesConfig,
+    PreprocessConfig,
+    ProbeConfig,
+    Section,
+    SplitConfig,
+)
+from polytag.config.training import (
+    AugmentConfig,
+    HeadConfig,
+    LossConfig,
+    SamplerConfig,
+    StageConfig,
+    TrainingConfig,
+)
 from polytag.errors import RecipeError, did_you_mean
 
-Auto = Literal["auto"]
-Side = Annotated[int, Field(ge=8, le=4096)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Strength = Annotated[float, Field(gt=0)]
+__all__ = [
+    "AugmentConfig",
+    "BackboneConfig",
+    "DataConfig",
+    "FeaturesConfig",
+    "HeadConfig",
+    "LossConfig",
+    "PreprocessConfig",
+    "ProbeConfig",
+    "Recipe",
+    "SamplerConfig",
+    "SplitConfig",
+    "StageConfig",
+    "TrainingConfig",
+    "load_recipe",
+    "parse_changes",
+    "recipe_names",
+    "to_toml",
+]
+
+# Sections that only one method reads: set for the other, they would be silently without effect.
+_OF_FINETUNING = ("head", "loss", "sampler", "augment", "training", "stages")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class BackboneConfig(_Section):
-    """The network that turns a picture into features."""
-
-    name: str = Field(
-        "tf_efficientnet_lite0",
-        description="Any timm model. The default is small, fast on a CPU and its ImageNet "
-        "weights come as a package.",
-    )
-    weights: str = Field(
-        "embedded",
-        description="embedded (from the package installed with polytag: no network), hub (timm "
-        "downloads them), none (random), or a .safetensors / .pth file.",
-    )
-
-
-class PreprocessConfig(_Section):
-    """From a picture of any size to the square the network sees."""
-
-    size: Side | Auto = Field(
-        "auto",
-        description="Side of the square in pixels; auto: what the weights were trained with.",
-    )
-    resize: Literal["crop", "squash", "pad"] = Field(
-        "crop",
-        description="crop: the middle square, as in ImageNet training. squash and pad lose no "
-        "border: take them when an attribute can stand at the edge. (Chosen on 1,485 street "
-        "photos: macro AP .67 with crop, .61 with squash, .60 with pad.)",
-    )
-    crop_fraction: Share | Auto = Field(
-        "auto",
-        description="With resize = crop: the share of the shorter side that is kept; auto: what "
-        "the weights were judged with (mostly 0.875).",
-    )
-    interpolation: Literal["auto", "bilinear", "bicubic", "lanczos"] = Field(
-        "auto", description="How pixels are resampled; auto: what the weights were trained with."
-    )
-
-
-class FeaturesConfig(_Section):
-    """What is taken from the frozen network."""
-
-    layers: Literal["all", "last"] = Field(
-        "all",
-        description="all: mean and standard deviation of every stage of a CNN (class token and "
-        "patch mean of the last four blocks of a transformer), and the last layer; last: the "
-        "last layer alone (macro AP .05 lower where measured).",
-    )
-    flip: bool = Field(
-        True, description="Train on the mirrored picture too. False where left and right differ."
-    )
-    engine: Literal["auto", "onnxruntime", "torch"] = Field(
-        "auto", description="auto: onnxruntime on a CPU, where it is faster, torch else."
-    )
-    batch: int = Field(32, ge=1, description="Pictures at a time; more gains nothing on a CPU.")
-
-
-class ProbeConfig(_Section):
-    """Logistic regression of all attributes on the frozen features."""
-
-    l2: Strength | Auto = Field(
-        "auto",
-        description="Strength of the L2 penalty on standardised features; auto: chosen by "
-        "log loss inside the training part.",
-    )
-    l2_grid: tuple[Strength, ...] = Field(
-        (300.0, 30.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01),
-        min_length=1,
-        description="What auto chooses from, strongest first: at 300 hardly more than the base "
-        "rates is left, which is right where the pictures show nothing; half decades where the "
-        "choice matters.",
-    )
-    max_iterations: int = Field(200, ge=1, description="Bound on the solver; it needs about 20.")
-    tolerance: float = Field(
-        1e-6,
-        gt=0,
-        lt=1,
-        description="The solver stops when an attribute's objective falls by less than this "
-        "share in an iteration.",
-    )
-
-
-class SplitConfig(_Section):
-    """How rows are held out, so that every number is measured on rows that chose nothing."""
-
-    folds: int = Field(
-        5,
-        ge=3,
-        le=50,
-        description="Each picture is predicted by a model trained on the other folds. At least "
-        "3: two to choose in, one to judge.",
-    )
-
-
-class DataConfig(_Section):
-    """Where a run's data came from; written by a run, so that its config.toml can repeat it."""
-
-    labels: str = Field("", description="The label table.")
-    images: str = Field("", description="The folder of pictures.")
-    attributes: tuple[str, ...] = Field((), description="As given with --attributes.")
-    ignore: tuple[str, ...] = Field((), description="As given with --ignore.")
-    values: str = Field("", description="As given with --values.")
-    image_column: str = Field("", description="As given with --image-column.")
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """Everything a run can be told.
 
     Example:
@@ -142,7 +70,11 @@ class Recipe(_Section):
     """
 
     description: str = Field("", description="One line for `polytag recipes`.")
-    method: Literal["probe"] = Field("probe", description="What is trained.")
+    method: Literal["probe", "finetune"] = Field(
+        "probe",
+        description="probe: a logistic regression on a frozen backbone; finetune: the network "
+        "itself, or the later part of it.",
+    )
     seed: int = Field(42, ge=0, description="Decides the folds and everything else drawn.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     threshold: float = Field(
@@ -154,6 +86,14 @@ class Recipe(_Section):
     features: FeaturesConfig = FeaturesConfig()
     probe: ProbeConfig = ProbeConfig()
     split: SplitConfig = SplitConfig()
+    head: HeadConfig = HeadConfig()
+    loss: LossConfig = LossConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    training: TrainingConfig = TrainingConfig()
+    stages: tuple[StageConfig, ...] = Field(
+        (StageConfig(),), min_length=1, description="One after the other."
+    )
     data: DataConfig = DataConfig()
 
     def replace(self, changes: Mapping[str, object]) -> Recipe:
@@ -249,19 +189,24 @@ def to_toml(recipe: Recipe, *, explain: bool = True) -> str:
         method = "probe"
     """
     lines: list[str] = []
-    sections: list[tuple[str, _Section]] = []
+    sections: list[tuple[str, Section, bool]] = []
     for key, field in type(recipe).model_fields.items():
         value = getattr(recipe, key)
-        if isinstance(value, _Section):
+        if key in _OF_FINETUNING and recipe.method != "finetune":
+            continue
+        if isinstance(value, Section):
             if key != "data" or value != DataConfig():  # a recipe has no data, a run has
-                sections.append((key, value))
+                sections.append((f"[{key}]", value, explain))
+        elif key == "stages":
+            # The fields are explained once.
+            sections += [("[[stages]]", stage, explain and not i) for i, stage in enumerate(value)]
         else:
             lines += _toml_entry(key, value, (field.description or "") if explain else "")
-    for name, section in sections:
-        heading = f"  # {type(section).__doc__}" if explain else ""
-        lines += ["", f"[{name}]{heading}"]
+    for name, section, explained in sections:
+        heading = f"  # {type(section).__doc__}" if explained else ""
+        lines += ["", f"{name}{heading}"]
         for key, field in type(section).model_fields.items():
-            comment = (field.description or "") if explain else ""
+            comment = (field.description or "") if explained else ""
             lines += _toml_entry(key, getattr(section, key), comment)
     return "\n".join(lines) + "\n"
 
@@ -283,49 +228,82 @@ def _toml_value(value: object) -> str:
 
 def _with_changes(tree: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
     """Return ``tree`` with dotted keys set; what is wrong with a key is told by ``_checked``."""
-    changed = {key: dict(v) if isinstance(v, Mapping) else v for key, v in tree.items()}
+    changed = copy.deepcopy(dict(tree))
     for dotted, value in changes.items():
         section, _, key = dotted.rpartition(".")
         if not section:
             changed[key] = value
-        elif isinstance(changed.setdefault(section, {}), dict):
-            changed[section][key] = value
-        else:
-            raise RecipeError(
-                "not a section", where=dotted, fix=did_you_mean(section, Recipe.model_fields)
-            )
+            continue
+        for part in _parts(changed, section, dotted):
+            part[key] = value
     return changed
+
+
+def _parts(tree: dict[str, Any], section: str, dotted: str) -> list[dict[str, Any]]:
+    """Return what ``section`` names: one section, or with stages.0 and stages.* some stages."""
+    name, _, index = section.partition(".")
+    if name == "stages":
+        stages = tree.setdefault("stages", [StageConfig().model_dump()])
+        # As a recipe dumps them, or as TOML has them.
+        tree["stages"] = stages = [dict(stage) for stage in stages]
+        if index == "*":
+            return stages
+        if index.isdigit() and int(index) < len(stages):
+            return [stages[int(index)]]
+        expected = f"stages.*, or stages.0 to stages.{len(stages) - 1}"
+        raise RecipeError("no such stage", where=dotted, got=repr(index), expected=expected)
+    found = tree.setdefault(name, {})
+    if index or not isinstance(found, dict):
+        fix = did_you_mean(section, Recipe.model_fields)
+        raise RecipeError("not a section", where=dotted, fix=fix)
+    return [found]
 
 
 def _checked(tree: Mapping[str, Any], where: str) -> Recipe:
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as failure:
-        errors = failure.errors()
+        raise _explained(failure, where) from None
+    default = Recipe()
+    for key in _OF_FINETUNING if recipe.method != "finetune" else ():
+        if getattr(recipe, key) != getattr(default, key):
+            raise RecipeError(
+                f"{key} has no effect on method = {recipe.method}",
+                where=where,
+                fix="take a recipe that fine-tunes: --recipe finetune",
+            )
+    return recipe
+
+
+def _explained(failure: ValidationError, where: str) -> RecipeError:
+    errors = failure.errors()
     path = [str(part) for part in errors[0]["loc"]]
     if errors[0]["type"] == "extra_forbidden":
         fix = did_you_mean(path[-1], _known_keys(path[:-1]))
-        raise RecipeError("unknown key", where=where, got=repr(".".join(path)), fix=fix)
+        return RecipeError("unknown key", where=where, got=repr(".".join(path)), fix=fix)
     # A union reports one error a member, with the member's name behind the key's own path.
-    depth = 2 if path[0] in _sections() and len(path) > 1 else 1
+    depth = 3 if path[0] == "stages" else 2 if path[0] in _sections() else 1
+    path = path[:depth]
     members = [
-        error for error in errors if [str(part) for part in error["loc"]][:depth] == path[:depth]
+        error for error in errors if [str(part) for part in error["loc"]][: len(path)] == path
     ]
-    raise RecipeError(
-        f"{'.'.join(path[:depth])} cannot have this value",
+    return RecipeError(
+        f"{'.'.join(path)} cannot have this value",
         where=where,
         got=repr(errors[0]["input"]),
         expected=" or ".join(error["msg"].removeprefix("Input should be ") for error in members),
     )
 
 
-def _sections() -> dict[str, type[_Section]]:
+def _sections() -> dict[str, type[Section]]:
     return {
         key: field.annotation
         for key, field in Recipe.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
     }
 
 
 def _known_keys(path: list[str]) -> Iterable[str]:
-    return _sections()[path[0]].model_fields if path else Recipe.model_fields
+    if not path:
+        return Recipe.model_fields
+    return (StageConfig if path[0] == "stages" else _sections()[path[0]]).model_fields

@@ -1,0 +1,154 @@
+"""The verbs that make models: train, recipes, demo."""
+
+from __future__ import annotations
+
+import json
+import logging
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from polytag.cli.common import PATH, cli, data_options, json_option, read_labels, speaks, words
+
+if TYPE_CHECKING:
+    from polytag.runs import Run
+
+
+@cli.command()
+@data_options(required=False)
+@click.option("--recipe", default="probe", show_default=True, help="A name or a .toml file.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the recipe.")
+@click.option("--backbone", help="Any timm model.  [--set backbone.name=]")
+@click.option("--weights", help="embedded, hub, none or a file.  [--set backbone.weights=]")
+@click.option("--name", help="Of the run.  [default: probe-1, probe-2 ...]")
+@click.option("--runs", type=PATH, default="runs", show_default=True, help="Where runs are kept.")
+@click.option("--seed", type=int, help="[--set seed=]")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.  [--set device=]")
+@click.option("--title", help="Of loss_curve.png.  [--set title=]")
+@click.option("--epochs", type=int, help="Of every stage.  [--set stages.*.epochs=]")
+@click.option("--batch", type=int, help="[--set training.batch=]")
+@click.option("--holdout", type=float, help="Share to judge on.  [--set split.holdout=]")
+@click.option("--resume", "run_to_resume", type=PATH, help="Go on with an interrupted run.")
+@json_option
+def train(**options: Any) -> None:
+    """Train a classifier, judge it, and leave a run folder.
+
+    LABELS and --images may be left out where --recipe is a run's config.toml.
+    """
+    if options["run_to_resume"]:
+        _refuse_beside_resume()
+        from polytag.train import resume
+
+        run = resume(options["run_to_resume"])
+    else:
+        run = _train_anew(options)
+    if not speaks():
+        return
+    if options["as_json"]:
+        click.echo(json.dumps({"run": str(run.path), **run.metrics}, ensure_ascii=False))
+        return
+    from polytag.summary import headline
+    from polytag.summary import table as metrics_table
+
+    note = textwrap.fill(run.metrics["note"] or "", 79)
+    if run.metrics["judged"]:
+        click.echo(f"{headline(run.evaluation)}\n{note and note + chr(10)}")
+        click.echo(metrics_table(run.evaluation))
+    else:
+        click.echo(f"training loss {run.metrics['training_loss']:.4f}\n\n{note}")
+    click.echo(
+        f"\nrun: {run.path}   {run.metrics['rows']} pictures, {run.metrics['skipped']} skipped"
+    )
+    click.echo(f"next: polytag predict {run.path} PHOTO.jpg")
+
+
+def _train_anew(options: dict[str, Any]) -> Run:
+    from polytag.config import load_recipe, parse_changes
+
+    flags = {
+        "backbone.name": "backbone",
+        "backbone.weights": "weights",
+        "training.batch": "batch",
+        "stages.*.epochs": "epochs",
+        "split.holdout": "holdout",
+    }
+    flags |= {key: key for key in ("seed", "device", "title")}
+    changes = parse_changes(options["settings"])
+    changes |= {key: options[flag] for key, flag in flags.items() if options[flag] is not None}
+    recipe = load_recipe(options["recipe"], changes)
+    # A run's config.toml says what it was trained on; flags win.
+    reading = recipe.data.model_dump()
+    given = {key: options[key] for key in reading if options[key]}
+    given |= {key: words(given[key]) for key in ("attributes", "ignore") if key in given}
+    options |= reading | given
+    for key, flag in (("labels", "argument 'LABELS'"), ("images", "option '--images'")):
+        if not options[key]:
+            raise click.UsageError(f"Missing {flag}.", click.get_current_context())
+    table = read_labels(options)
+    log = logging.getLogger("polytag")
+    for note in (*table.notes, table.cells):
+        log.info("%s", note)
+    kept = {f"data.{key}": value for key, value in given.items() if key not in ("labels", "images")}
+    from polytag.train import fit  # after the table's errors, which need no torch
+
+    return fit(
+        table,
+        options["images"],
+        recipe=options["recipe"],
+        changes=changes | kept,
+        name=options["name"],
+        folder=options["runs"],
+        strict=options["strict"],
+        max_skipped=options["max_skipped"],
+    )
+
+
+def _refuse_beside_resume() -> None:
+    context = click.get_current_context()
+    for key in context.params:
+        where = context.get_parameter_source(key)
+        if key not in ("run_to_resume", "as_json") and where is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"--resume goes on with the run's own settings; leave out {key}", context
+            )
+
+
+@cli.command()
+@click.argument("name", required=False)
+@json_option
+def recipes(name: str | None, as_json: bool) -> None:
+    """List the recipes, or print one whole, every field explained."""
+    from polytag.config import load_recipe, recipe_names, to_toml
+
+    if name is None:
+        known = {each: load_recipe(each).description for each in recipe_names()}
+        width = max(map(len, known))
+        lines = (
+            textwrap.fill(
+                text, 79, initial_indent=f"{each:<{width}}  ", subsequent_indent=" " * (width + 2)
+            )
+            for each, text in known.items()
+        )
+        click.echo(json.dumps(known) if as_json else "\n".join(lines))
+    else:
+        recipe = load_recipe(name)
+        click.echo(recipe.model_dump_json() if as_json else to_toml(recipe), nl=as_json)
+
+
+@cli.command()
+@click.option(
+    "--folder", type=PATH, default="polytag-demo", show_default=True, help="Where to put it all."
+)
+@click.option(
+    "--seed", type=int, default=42, show_default=True, help="Other pictures, other folds."
+)
+@json_option
+def demo(folder: Path, seed: int, as_json: bool) -> None:
+    """Draw pictures with labels, train on them, predict, and say where to look."""
+    from polytag.demo import run_demo
+
+    shown = run_demo(folder, seed=seed)
+    click.echo(json.dumps(shown.to_dict(), ensure_ascii=False) if as_json else shown.to_text())

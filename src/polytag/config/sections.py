@@ -1,0 +1,136 @@
+"""The sections of a recipe: every field with its default, its range and its meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Auto = Literal["auto"]
+Side = Annotated[int, Field(ge=8, le=4096)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Strength = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: what is set once stays, and a key that is not known is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneConfig(Section):
+    """The network that turns a picture into features."""
+
+    name: str = Field(
+        "tf_efficientnet_lite0",
+        description="Any timm model. The default is small, fast on a CPU and its ImageNet "
+        "weights come as a package.",
+    )
+    weights: str = Field(
+        "embedded",
+        description="embedded (from the package installed with polytag: no network), hub (timm "
+        "downloads them), none (random), or a .safetensors / .pth file.",
+    )
+
+
+class PreprocessConfig(Section):
+    """From a picture of any size to the square the network sees."""
+
+    size: Side | Auto = Field(
+        "auto",
+        description="Side of the square in pixels; auto: what the weights were trained with.",
+    )
+    resize: Literal["crop", "squash", "pad"] = Field(
+        "crop",
+        description="crop: the middle square, as in ImageNet training. squash and pad lose no "
+        "border: take them when an attribute can stand at the edge. (Chosen on 1,485 street "
+        "photos: macro AP .67 with crop, .61 with squash, .60 with pad.)",
+    )
+    crop_fraction: Share | Auto = Field(
+        "auto",
+        description="With resize = crop: the share of the shorter side that is kept; auto: what "
+        "the weights were judged with (mostly 0.875).",
+    )
+    interpolation: Literal["auto", "bilinear", "bicubic", "lanczos"] = Field(
+        "auto", description="How pixels are resampled; auto: what the weights were trained with."
+    )
+
+
+class FeaturesConfig(Section):
+    """What is taken from the frozen network."""
+
+    layers: Literal["all", "last"] = Field(
+        "all",
+        description="all: mean and standard deviation of every stage of a CNN (class token and "
+        "patch mean of the last four blocks of a transformer), and the last layer; last: the "
+        "last layer alone (macro AP .05 lower where measured).",
+    )
+    flip: bool = Field(
+        True, description="Train on the mirrored picture too. False where left and right differ."
+    )
+    engine: Literal["auto", "onnxruntime", "torch"] = Field(
+        "auto", description="auto: onnxruntime on a CPU, where it is faster, torch else."
+    )
+    batch: int = Field(32, ge=1, description="Pictures at a time; more gains nothing on a CPU.")
+
+
+class ProbeConfig(Section):
+    """Logistic regression of all attributes on the frozen features."""
+
+    l2: Strength | Auto = Field(
+        "auto",
+        description="Strength of the L2 penalty on standardised features; auto: chosen by "
+        "log loss inside the training part.",
+    )
+    l2_grid: tuple[Strength, ...] = Field(
+        (300.0, 30.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01),
+        min_length=1,
+        description="What auto chooses from, strongest first: at 300 hardly more than the base "
+        "rates is left, which is right where the pictures show nothing; half decades where the "
+        "choice matters.",
+    )
+    max_iterations: int = Field(200, ge=1, description="Bound on the solver; it needs about 20.")
+    tolerance: float = Field(
+        1e-6,
+        gt=0,
+        lt=1,
+        description="The solver stops when an attribute's objective falls by less than this "
+        "share in an iteration.",
+    )
+
+
+class SplitConfig(Section):
+    """How rows are held out, so that every number is measured on rows that chose nothing."""
+
+    folds: int = Field(
+        5,
+        ge=3,
+        le=50,
+        description="probe: each picture is predicted by a model trained on the other folds. At "
+        "least 3: two to choose in, one to judge.",
+    )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="finetune: share of the pictures that is set aside to judge the model, and "
+        "nothing else. 0: all are trained on, and the run has no honest number.",
+    )
+    choose: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="finetune: share of the other pictures that decides when to stop and what to "
+        "keep.",
+    )
+
+
+class DataConfig(Section):
+    """Where a run's data came from; written by a run, so that its config.toml can repeat it."""
+
+    labels: str = Field("", description="The label table.")
+    images: str = Field("", description="The folder of pictures.")
+    attributes: tuple[str, ...] = Field((), description="As given with --attributes.")
+    ignore: tuple[str, ...] = Field((), description="As given with --ignore.")
+    values: str = Field("", description="As given with --values.")
+    image_column: str = Field("", description="As given with --image-column.")

@@ -1,0 +1,154 @@
+"""What a training step is fed with: pictures in an order, varied, in parts for each process.
+
+What is drawn by chance follows from (seed, stage, epoch, position) and nothing else: neither how
+many threads decode, nor how many processes share the work, nor where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polytag.augment import make_augment, mix
+from polytag.config import Recipe
+from polytag.errors import UserError
+from polytag.images import decode
+from polytag.pipeline import stream
+from polytag.preprocess import PreprocessSpec
+from polytag.samplers import epoch_order
+
+Floats = NDArray[np.float32]
+
+# What a seed is drawn for: no two draws share a stream of random numbers.
+ORDER, AUGMENT, MIX, NETWORK = range(4)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures and labels of one part of a table.
+
+    Attributes:
+        paths: N files.
+        values: float32 (N, K) in {0, 1, NaN}.
+    """
+
+    paths: list[Path]
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one process computes at a time: some pictures of a step, varied and mixed.
+
+    Attributes:
+        rows: int (B,), the pictures' rows; empty where a process has none, and fills in blank
+            pictures of which nothing is known.
+        images: uint8 or float32 (B, S, S, 3), 0 to 255.
+        targets: float32 (B, K), 0 where not known.
+        known: bool (B, K).
+    """
+
+    rows: NDArray[np.int64]
+    images: Tensor
+    targets: Tensor
+    known: Tensor
+
+
+def derived(seed: int, *numbers: int) -> np.random.Generator:
+    """Return the generator that belongs to a seed and some numbers.
+
+    Example:
+        >>> bool(derived(1, ORDER, 2).random() == derived(1, ORDER, 2).random())
+        True
+    """
+    return np.random.default_rng((seed, *numbers))
+
+
+class Feed:
+    """The training pictures, in steps.
+
+    Args:
+        pictures: What is trained on.
+        recipe: Sampler, augmentation, batch, seed.
+        spec: How pictures are judged.
+        rank: Number of this process.
+        world: How many processes there are.
+    """
+
+    def __init__(
+        self, pictures: Pictures, recipe: Recipe, spec: PreprocessSpec, rank: int, world: int
+    ) -> None:
+        self.pictures, self.recipe, self.side = pictures, recipe, spec.size
+        self.rank, self.world = rank, world
+        self.augment = make_augment(recipe.augment, spec)
+        self.batch = recipe.training.batch
+        self.rows_a_step = self.batch * recipe.training.accumulate
+        self.steps_an_epoch = -(-len(pictures) // self.rows_a_step)
+
+    def steps(self, stage: int, epoch: int, first: int, losses: Floats) -> Iterator[list[Part]]:
+        """Yield this process's parts of an epoch's steps, from step ``first`` on.
+
+        Args:
+            stage: Its number.
+            epoch: Its number in the stage.
+            first: Steps that are done already.
+            losses: float32 (N,), each row's loss when last trained on; NaN: never yet.
+        """
+        rng = derived(self.recipe.seed, ORDER, stage, epoch)
+        order = epoch_order(
+            self.pictures.values,
+            self.recipe.sampler,
+            batch=self.batch,
+            rng=rng,
+            losses=None if np.isnan(losses).all() else losses,  # the first epoch sees every row
+        )
+        starts = range(first * self.rows_a_step, len(order), self.batch)
+        # Of each batch a process takes every world-th picture, perhaps none.
+        shares = [range(i + self.rank, min(i + self.batch, len(order)), self.world) for i in starts]
+
+        def load(position: int) -> NDArray[np.uint8]:
+            chance = derived(self.recipe.seed, AUGMENT, stage, epoch, position)
+            return self.augment(decode(self.pictures.paths[order[position]]), chance)
+
+        positions = (position for share in shares for position in share)
+        loaded = stream(positions, load, ahead=2 * self.batch)
+        parts = (
+            self._part(
+                [_usable(result) for _, result in islice(loaded, len(share))],
+                order[list(share)],
+                derived(self.recipe.seed, MIX, stage, epoch, share.start),
+            )
+            for share in shares
+        )
+        while step := list(islice(parts, self.recipe.training.accumulate)):
+            yield step
+
+    def _part(
+        self, pictures: list[NDArray[np.uint8]], rows: NDArray[np.int64], rng: np.random.Generator
+    ) -> Part:
+        values = self.pictures.values[rows]
+        if not pictures:  # two, as a BatchNorm layer cannot train on one
+            pictures = [np.zeros((self.side, self.side, 3), np.uint8)] * 2
+            values = np.full((2, values.shape[1]), np.nan, np.float32)
+        known = ~np.isnan(values)
+        targets = np.where(known, values, 0).astype(np.float32)
+        mixed = mix(np.stack(pictures), targets, known, self.recipe.augment, rng)
+        return Part(rows, *(torch.from_numpy(array) for array in mixed))
+
+
+def _usable(result: Any) -> NDArray[np.uint8]:
+    if isinstance(result, UserError):  # it was usable when training began
+        raise result
+    picture: NDArray[np.uint8] = result
+    return picture

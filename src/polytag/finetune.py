@@ -1,0 +1,289 @@
+"""Fine-tuning: a network is built as its recipe says, trained on one part, judged on another.
+
+The held-out part judges and does nothing else. The choosing part decides when to stop, when to
+lower the learning rate, and which epoch is kept. Everything counted (weights of the loss, the
+probe that a head starts from) is counted on the training part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polytag.backbone import Backbone
+from polytag.config import LossConfig, Recipe, SplitConfig, to_toml
+from polytag.errors import RecipeError, UserError
+from polytag.feed import Pictures
+from polytag.files import write_text
+from polytag.graph import write_classifier
+from polytag.heads import HEADS, Linear
+from polytag.history import History
+from polytag.loop import CellLoss, Loop
+from polytag.losses import LOSSES
+from polytag.method import Prepared, Trained
+from polytag.model import Classifier, build_classifier
+from polytag.probe import fit_probe, fits, moments
+from polytag.progress import progress
+from polytag.splits import stratified_folds, stratified_parts
+
+log = logging.getLogger("polytag")
+Floats = NDArray[np.float32]
+_NOT_JUDGED = (
+    "No honest number: this recipe holds no picture out, so all that can be told is the training "
+    "loss. --holdout 0.2 sets a fifth aside and judges on it."
+)
+PARTS = ("train", "choose", "holdout")
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What fine-tuning leaves.
+
+    Attributes:
+        model: With the weights that are kept, on the CPU, in evaluation mode.
+        history: Of its training.
+        logits: float32 (N, K); NaN where a row was not held out.
+    """
+
+    model: Classifier
+    history: History
+    logits: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be learnt from which rows.
+
+    Attributes:
+        attributes: K names.
+        paths: N files.
+        values: float32 (N, K) in {0, 1, NaN}.
+        groups: int (N,); rows of one number are in one part.
+        parts: str (N,), each one of `PARTS`.
+        features: float32 (N, V, D) of the frozen backbone; None where no probe is fitted.
+    """
+
+    attributes: tuple[str, ...]
+    paths: Sequence[Path]
+    values: Floats
+    groups: NDArray[np.int64]
+    parts: NDArray[np.str_]
+    features: Floats | None
+
+    def pictures(self, part: str) -> Pictures:
+        """Return the rows of one part."""
+        rows = np.flatnonzero(self.parts == part).tolist()
+        return Pictures([self.paths[row] for row in rows], self.values[rows])
+
+    def fingerprint(self) -> str:
+        """Return a sha256 of names, labels and parts; the pictures' bytes are not in it."""
+        digest = hashlib.sha256(json.dumps([self.attributes, self.parts.tolist()]).encode())
+        digest.update(np.nan_to_num(self.values, nan=2).astype(np.uint8).tobytes())
+        return digest.hexdigest()
+
+
+def train(given: Prepared) -> Trained:
+    """Fine-tune the network on one part of the rows, chosen by another, judged on a third."""
+    recipe, rows = given.recipe, given.rows
+    table = rows.table
+    parts = split_parts(table.values, given.groups, recipe.split, recipe.seed)
+    names = tuple(table.attributes[k] for k in given.learnt)
+    task = Task(names, rows.paths, given.values, given.groups, parts, given.features)
+    run = given.place.make()
+    try:
+        if not given.resuming:
+            write_text(run / "config.toml", to_toml(recipe))
+        bytes_of_all = hashlib.sha256("".join(rows.hashes).encode()).hexdigest()
+        tuned = finetune(
+            recipe,
+            given.backbone,
+            task,
+            folder=run,
+            pictures_hash=bytes_of_all,
+            resume=given.resuming,
+        )
+    except KeyboardInterrupt:
+        log.warning("go on with: polytag train --resume %s", run)
+        raise
+    finally:
+        if not (run / "checkpoint.safetensors").is_file():
+            shutil.rmtree(run, ignore_errors=True)
+    counts = {part: int((parts == part).sum()) for part in ("train", "choose", "holdout")}
+    best = tuned.history.best
+    held_out = counts["holdout"]
+    return Trained(
+        logits=tuned.logits,
+        folds=parts,
+        history=tuned.history,
+        model=tuned.model,
+        write=lambda info, path: write_classifier(tuned.model, info, path),
+        facts={
+            "parts": counts,
+            "training_loss": tuned.history.losses[-1],
+            "best_epoch": None if best is None else f"{best.stage} {best.number}",
+            "deployed": "the model that was trained on the training part"
+            + (", whose held-out rows gave the numbers" if held_out else ""),
+        },
+        judged_on=f"{held_out} pictures held out for nothing else" if held_out else "",
+        note="" if held_out else _NOT_JUDGED,
+    )
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe whose fields do not go together, before any work is done for it.
+
+    Raises:
+        RecipeError: With the field that does not fit.
+    """
+    training, loss = recipe.training, recipe.loss
+    chooses = {
+        'training.keep = "best"': training.keep == "best",
+        'training.schedule = "plateau"': training.schedule == "plateau",
+        "training.early_stop": training.early_stop > 0,
+    }
+    for field, needed in chooses.items():
+        if needed and not recipe.split.choose:
+            fix = "--set split.choose=0.15"
+            raise RecipeError(f"{field} needs rows to choose by", where="split.choose", fix=fix)
+    if recipe.head.init == "probe" and HEADS[recipe.head.kind] is not Linear:
+        raise RecipeError(
+            "only a linear head can start as a probe",
+            where="head.init",
+            got=f"head.kind = {recipe.head.kind}",
+            fix="--set head.init=random",
+        )
+    if loss.pos_weight != "none" and loss.name not in ("bce", "focal"):
+        raise RecipeError(
+            f"pos_weight does not go with {loss.name}, which has weights of its own",
+            where="loss.pos_weight",
+            fix="--set loss.pos_weight=none",
+        )
+
+
+def split_parts(
+    values: Floats, groups: NDArray[np.int64], split: SplitConfig, seed: int
+) -> NDArray[np.str_]:
+    """Give every row its part: train, choose or holdout.
+
+    Args:
+        values: float32 (N, K) in {0, 1, NaN}.
+        groups: int (N,); rows of one number stay together.
+        split: Shares. ``choose`` is a share of what is not held out.
+        seed: Decides ties.
+
+    Returns:
+        str (N,).
+    """
+    choose = (1 - split.holdout) * split.choose
+    wanted = {"train": 1 - split.holdout - choose, "choose": choose, "holdout": split.holdout}
+    names = [name for name, share in wanted.items() if share]
+    shares = [wanted[name] for name in names]
+    parts = np.array(names)[stratified_parts(values, groups, shares=shares, seed=seed)]
+    missing = [name for name in names if name not in parts]
+    if missing:
+        raise UserError(
+            "too few different pictures to split",
+            got=f"{len(values)} rows, none of them left to {missing[0]}",
+            fix="label more pictures, or set split.holdout and split.choose otherwise",
+        )
+    return parts
+
+
+def make_cell_loss(config: LossConfig, values: Floats) -> CellLoss:
+    """Return the loss of cells, its weights counted on the training rows.
+
+    Args:
+        config: Which, and its options.
+        values: float32 (N, K) in {0, 1, NaN} of the training rows.
+    """
+    present, absent = ((values == value).sum(axis=0) for value in (1, 0))
+    smoothing = {"label_smoothing": config.label_smoothing}
+    weight: dict[str, Any] = {}
+    if config.pos_weight == "balanced":
+        # An attribute of one kind only has no such ratio: it weighs 1.
+        both = (present > 0) & (absent > 0)
+        ratio = np.where(both, absent / np.maximum(present, 1), 1.0)
+        bounded = np.minimum(ratio, config.pos_weight_cap or np.inf)
+        weight = {"pos_weight": torch.from_numpy(bounded.astype(np.float32))}
+    alpha = None if config.alpha == "none" else config.alpha
+    gammas = {"gamma_negative": config.gamma_negative, "gamma_positive": config.gamma_positive}
+    counts = torch.from_numpy(np.stack([present, absent]))
+    options: dict[str, dict[str, Any]] = {
+        "bce": weight | smoothing,
+        "focal": {"gamma": config.gamma, "alpha": alpha} | weight | smoothing,
+        "asymmetric": gammas | {"clip": config.clip} | smoothing,
+        "class_balanced": {"counts": counts, "beta": config.beta} | smoothing,
+    }
+    loss, chosen = LOSSES[config.name], options[config.name]
+    return lambda logits, targets, known: loss(logits, targets, known, per="none", **chosen)
+
+
+def finetune(
+    recipe: Recipe,
+    backbone: Backbone,
+    task: Task,
+    *,
+    folder: Path | None = None,
+    pictures_hash: str = "",
+    resume: bool = False,
+) -> Tuned:
+    """Train a network as the recipe says and predict the held-out rows.
+
+    Args:
+        recipe: As resolved.
+        backbone: With its weights; it is trained itself.
+        task: Rows, labels and parts.
+        folder: Where checkpoints are kept; None: nowhere.
+        pictures_hash: Of the pictures' bytes, in the order of the rows.
+        resume: Go on from the checkpoint in ``folder``.
+
+    Raises:
+        UserError: Fields do not go together, memory ran out, the loss is no number, or the data
+            has changed since the checkpoint.
+    """
+    check(recipe)
+    model = build_classifier(recipe, backbone, len(task.attributes))
+    if task.features is not None and not resume:
+        _start_from_probe(model, recipe, task)
+    train = task.pictures("train")
+    choose = task.pictures("choose")
+    loop = Loop(
+        model,
+        recipe,
+        train,
+        choose if len(choose) else None,
+        make_cell_loss(recipe.loss, train.values),
+        task.attributes,
+        folder,
+        f"{task.fingerprint()} {pictures_hash}",
+    )
+    history = loop.run(resume=resume)
+    logits = np.full(task.values.shape, np.nan, dtype=np.float32)
+    held_out = task.pictures("holdout")
+    if len(held_out):
+        logits[task.parts == "holdout"] = loop.predict(held_out)
+    return Tuned(model.cpu().eval(), history, logits)
+
+
+def _start_from_probe(model: Classifier, recipe: Recipe, task: Task) -> None:
+    """Give a linear head the weights of a probe that was fitted on the training rows."""
+    rows = task.parts == "train"
+    values, groups = task.values[rows], np.unique(task.groups[rows], return_inverse=True)[1]
+    features = np.asarray(task.features)[rows]
+    folds = stratified_folds(values, groups, folds=recipe.split.folds, seed=recipe.seed)
+    with progress("probe", fits(recipe.probe, recipe.split.folds), "fits") as advance:
+        probe = fit_probe(features, values, folds, recipe.probe, advance)
+    mean, scale = moments(features.reshape(-1, features.shape[2]))
+    if not isinstance(model.head, Linear):
+        raise TypeError("only a linear head can start as a probe")
+    model.head.set_probe(probe.head.weight, probe.head.bias, mean, scale)

@@ -1,0 +1,396 @@
+"""The training loop: stages of epochs of steps, on one processor, a GPU, or several processes.
+
+It can be trusted in three ways. What is drawn by chance (order, augmentation, dropout) follows
+from (seed, stage, epoch, position) alone, so a run that was interrupted and goes on from its
+checkpoint ends with the same weights, bit for bit on one CPU with the same number of threads. The
+loss of a step is divided by the known cells of all its parts together, accumulated batches and
+processes alike, so that holes spread unevenly weigh nothing. And whatever goes wrong, memory or
+arithmetic, is said with what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polytag.checkpoint import read_checkpoint, write_checkpoint
+from polytag.config import Recipe
+from polytag.errors import UserError
+from polytag.feed import NETWORK, Feed, Part, Pictures, derived
+from polytag.guards import Interrupt, explained, not_finite
+from polytag.history import EPOCH_HEADER, Epoch, History, validate
+from polytag.images import decode
+from polytag.losses import average
+from polytag.model import Classifier
+from polytag.pipeline import batches, stream
+from polytag.preprocess import preprocess
+from polytag.processes import gathered, make_accelerator, share
+from polytag.progress import progress
+from polytag.runs import write_rows
+from polytag.schedules import SCHEDULES, Patience, Plateau, half_life_decay
+from polytag.trainable import (
+    RunningMean,
+    all_finite,
+    copied,
+    freeze,
+    load_optimiser,
+    make_optimiser,
+    optimiser_state,
+    set_modes,
+)
+
+log = logging.getLogger("polytag")
+Floats = NDArray[np.float32]
+Checkpoint = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
+CellLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, targets, known -> cells (B, K)
+
+
+@dataclass
+class _Position:
+    """Where the loop stands: the stage, the epochs done in it, the steps done in this one."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0  # of this epoch's steps
+
+
+class Loop:
+    """Trains a classifier as its recipe says.
+
+    Args:
+        model: Backbone and head, on the CPU.
+        recipe: As resolved.
+        train: What is trained on.
+        choose: What stopping and keeping go by; None: nothing does.
+        cell_loss: Logits, targets and known (B, K) to the loss of every cell, 0 in holes.
+        attributes: K names.
+        folder: Where checkpoints are kept; None: nowhere.
+        fingerprint: Of the data; a checkpoint made on other data is refused.
+
+    After `run` the model holds the weights that were kept.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        recipe: Recipe,
+        train: Pictures,
+        choose: Pictures | None,
+        cell_loss: CellLoss,
+        attributes: tuple[str, ...],
+        folder: Path | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        self.recipe, self.config = recipe, recipe.training
+        self.cell_loss, self.choose = cell_loss, choose
+        self.folder, self.fingerprint = folder, fingerprint
+        self.accelerator = make_accelerator(recipe)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.model = model.to(self.device)
+        if self.device.type == "cuda":  # on a CPU it makes training no faster
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.feed = Feed(train, recipe, model.backbone.spec, self.rank, self.world)
+        self.history = History(attributes)
+        self.at = _Position()
+        self.best_score = math.inf
+        self.best: dict[str, Tensor] | None = None
+        # Each training row's loss when it was last trained on, for mining hard ones.
+        self.row_losses = np.full(len(train), np.nan, dtype=np.float32)
+        self.saved = time.monotonic()
+        self.ctrl_c, self.stopping = Interrupt(), False
+
+    # ------------------------------------------------------------------------------ the story
+
+    def run(self, *, resume: bool = False) -> History:
+        """Train, from the start or from the checkpoint, and return what was recorded.
+
+        Raises:
+            UserError: Memory ran out, or the loss is not a number any more.
+            ModelError: There is no checkpoint to resume, or it was made on other data.
+            KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        own_chance = torch.random.fork_rng(devices=devices)  # the caller's stays as it was
+        with explained(self.recipe, self.device), self.ctrl_c.held(), own_chance:
+            checkpoint = self._read() if resume else None
+            if checkpoint is None:
+                if self.choose and self.recipe.head.init == "probe":
+                    self._judge(math.nan, time.monotonic(), number=0)  # training must beat it
+                self._begin_stage()
+                self.save()
+            for stage in range(self.at.stage, len(self.recipe.stages)):
+                if checkpoint is not None:
+                    self._restore(checkpoint)
+                    checkpoint = None
+                elif stage > self.at.stage:
+                    self.at = _Position(stage)
+                    self._begin_stage()
+                while self.at.epoch < self.stage.epochs:
+                    self._train_epoch()
+                self._end_stage()
+        return self.history
+
+    @property
+    def stage(self) -> Any:
+        """The stage that is trained."""
+        return self.recipe.stages[self.at.stage]
+
+    def _begin_stage(self) -> None:
+        """Freeze, and make what moves the rest: optimiser, running mean, schedules."""
+        freeze(self.model, self.stage.frozen)
+        count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        log.info("%s: %s weights trained", self.stage.name, f"{count:,}")
+        self.optimiser = make_optimiser(self.model, self.stage, self.config)
+        self.prepared, self.stepper = self.accelerator.prepare(self.model, self.optimiser)
+        self.steps = self.feed.steps_an_epoch
+        self.mean: RunningMean | None = None
+        if self.config.ema:
+            half_life = self.config.ema * self.steps * self.stage.epochs
+            self.mean = RunningMean(self.model.state_dict(), half_life_decay(half_life))
+        self.plateau = Plateau(self.config.plateau_factor, self.config.plateau_patience)
+        self.patience = Patience(self.config.early_stop)
+
+    def _train_epoch(self) -> None:
+        start = time.monotonic()
+        set_modes(self.model, freeze_norm=self.config.freeze_norm)
+        title = f"{self.stage.name} {self.at.epoch + 1}/{self.stage.epochs}"
+        steps = self.feed.steps(self.at.stage, self.at.epoch, self.at.step, self.row_losses)
+        with progress(title, self.steps, "steps", passing=True) as advance:
+            advance(self.at.step)
+            for parts in steps:
+                loss = self._step(parts)
+                self.history.losses.append(loss)
+                self.history.stages.append(self.stage.name)
+                self.at.loss_sum += loss
+                self.at.step += 1
+                advance(1)
+                self._pause()
+        self._share_row_losses()
+        mean_loss = self.at.loss_sum / self.steps
+        self.at = _Position(self.at.stage, self.at.epoch + 1)
+        score = self._judge(mean_loss, start, number=self.at.epoch)
+        if self.config.schedule == "plateau":
+            self.plateau.update(score)
+        if self.patience.update(score):
+            log.info("%s: stopped, no better for %d epochs", title, self.config.early_stop)
+            self.at.epoch = self.stage.epochs
+        self.save()
+
+    def _end_stage(self) -> None:
+        """Go on with the weights that are kept: the best epoch's, the mean, or the last."""
+        kept = self.best if self.config.keep == "best" and self.best else self._judged_state()
+        self.model.load_state_dict(kept)
+
+    # ------------------------------------------------------------------------------- one step
+
+    def _step(self, parts: list[Part]) -> float:
+        """Take one step over several parts and return its loss, that of all processes."""
+        chance = derived(self.recipe.seed, NETWORK, len(self.history.losses), self.rank)
+        torch.manual_seed(int(chance.integers(2**63)))  # of dropout
+        rate = self._set_rate()
+        counts = self._agree(torch.stack([part.known.sum(0) for part in parts]).sum(0))
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            total += self._backward(part, counts, last=part is parts[-1]).detach()
+        loss = float(self.accelerator.reduce(total, "sum"))
+        self._require_finite(loss, parts)
+        if self.config.clip:
+            self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.clip)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        if self.mean:
+            self.mean.update(self.model.state_dict())
+        self.history.rates.append(rate)
+        return loss
+
+    def _agree(self, counts: Tensor) -> Tensor:
+        """Return the known cells (K,) of all processes, and whether one of them shall stop."""
+        asked = torch.tensor([int(self.ctrl_c.pressed)])
+        shared: Tensor = self.accelerator.reduce(torch.cat([counts, asked]).to(self.device), "sum")
+        self.stopping = bool(shared[-1])
+        return shared[:-1]
+
+    def _backward(self, part: Part, counts: Tensor, *, last: bool) -> Tensor:
+        """Add a part's gradient; processes exchange theirs with the step's last part."""
+        images, targets, known = (
+            tensor.to(self.device, non_blocking=True)
+            for tensor in (part.images, part.targets, part.known)
+        )
+        with nullcontext() if last else self.accelerator.no_sync(self.prepared):
+            with self.accelerator.autocast():
+                logits = self.prepared(images)
+            cells = self.cell_loss(logits.float(), targets, known)
+            loss = average(cells, known, self.recipe.loss.per, counts)
+            # Gradients are averaged over processes; the loss is a sum over them.
+            self.accelerator.backward(loss * self.world)
+        if self.recipe.sampler.hard and len(part.rows):
+            sums = cells.detach().sum(1) / known.sum(1).clamp(min=1)
+            self.row_losses[part.rows] = sums.float().cpu().numpy()
+        return loss
+
+    def _set_rate(self) -> float:
+        """Set this step's learning rates and return the head's."""
+        done = self.at.epoch * self.steps + self.at.step
+        progress = done / (self.steps * self.stage.epochs)
+        factor = SCHEDULES[self.config.schedule](progress, self.config.warmup) * self.plateau.scale
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base"] * factor
+        return float(self.optimiser.param_groups[0]["lr"])
+
+    def _require_finite(self, loss: float, parts: list[Part]) -> None:
+        gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
+        # With fp16 a gradient may overflow now and then; its scaler leaves that step out.
+        scaled = self.accelerator.mixed_precision == "fp16"
+        if not math.isfinite(loss) or not (scaled or all_finite(gradients)):
+            rows = [row for part in parts for row in part.rows]
+            names = [self.feed.pictures.paths[row].name for row in rows]
+            at = f"{self.stage.name}, epoch {self.at.epoch + 1}, step {self.at.step + 1}"
+            raise not_finite(loss, at, names)
+
+    # ----------------------------------------------------------------------------- judging
+
+    def predict(self, pictures: Pictures, state: dict[str, Tensor] | None = None) -> Floats:
+        """Return logits float32 (N, K) of pictures as they are judged, on every process.
+
+        Args:
+            pictures: N of them; their labels are not looked at.
+            state: Other weights than the model's.
+        """
+        model, spec = self.model.eval(), self.model.backbone.spec
+        state = state or model.state_dict()
+        mine = share(len(pictures), self.rank, self.world)
+        loaded = stream(
+            [pictures.paths[i] for i in mine], lambda path: preprocess(decode(path), spec)
+        )
+        answers: list[Tensor] = [torch.zeros((0, pictures.values.shape[1]))]
+        with torch.no_grad():
+            for batch in batches(loaded, self.config.batch):
+                for _, error in batch.failed:
+                    raise error
+                images = torch.from_numpy(batch.images).to(self.device)
+                with self.accelerator.autocast():
+                    logits = torch.func.functional_call(model, state, (images,))
+                answers.append(logits.float().cpu())
+        rows = gathered(torch.cat(answers), len(pictures), self.accelerator)
+        return np.asarray(rows.numpy())
+
+    def _judged_state(self) -> dict[str, Tensor]:
+        return self.mean.state if self.mean else self.model.state_dict()
+
+    def _judge(self, training_loss: float, start: float, *, number: int) -> float:
+        """Record an epoch, keep it if it is the best, and return its score; lower is better."""
+        validation, score = None, math.nan
+        if self.choose:
+            state = self._judged_state() if number else self.model.state_dict()
+            logits = self.predict(self.choose, state)
+            names, threshold = self.history.attributes, self.recipe.threshold
+            validation = validate(names, logits, self.choose.values, threshold)
+            by_loss = self.config.monitor == "loss"
+            score = validation.loss if by_loss else -validation.macro_ap
+        seconds = time.monotonic() - start
+        iteration = len(self.history.losses)
+        epoch = Epoch(self.stage.name, number, iteration, training_loss, seconds, validation)
+        self.history.epochs.append(epoch)
+        if self.choose and self.config.keep == "best" and score < self.best_score:
+            self.best_score, self.history.best = score, epoch
+            self.best = copied(state)
+        if len(self.history.epochs) == 1:
+            log.info("%s", EPOCH_HEADER)
+        log.info("%s", epoch.line(self.stage.epochs))
+        return score
+
+    def _share_row_losses(self) -> None:
+        """Let every process know the losses of the rows that others trained on."""
+        if self.recipe.sampler.hard and self.world > 1:
+            losses = torch.from_numpy(np.nan_to_num(self.row_losses)).to(self.device)
+            fresh = torch.from_numpy(~np.isnan(self.row_losses)).to(self.device).float()
+            losses, fresh = (self.accelerator.reduce(t, "sum") for t in (losses, fresh))
+            self.row_losses = torch.where(fresh > 0, losses / fresh, torch.nan).cpu().numpy()
+
+    # ----------------------------------------------------------------------------- checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint and history.csv, where there is a folder for them."""
+        self.saved = time.monotonic()
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        arrays, history = self.history.to_state()
+        scaler = self.accelerator.scaler
+        write_checkpoint(
+            self.folder,
+            {
+                "model": self.model.state_dict(),
+                "mean": self.mean.state if self.mean else {},
+                "best": self.best or {},
+                "optimiser": optimiser_state(self.optimiser),
+                "history": {name: torch.from_numpy(array) for name, array in arrays.items()},
+                "rows": {"losses": torch.from_numpy(self.row_losses)},
+            },
+            {
+                "data": self.fingerprint,
+                "threads": torch.get_num_threads(),
+                "at": vars(self.at),
+                "best_score": self.best_score,
+                "history": history,
+                "plateau": vars(self.plateau),
+                "patience": vars(self.patience),
+                "scaler": scaler.state_dict() if scaler else None,
+            },
+        )
+        write_rows(self.folder / "history.csv", self.history.header(), self.history.rows())
+
+    def _read(self) -> Checkpoint:
+        folder = self.folder or Path()
+        states, facts = read_checkpoint(folder)
+        if facts["data"] != self.fingerprint:
+            raise UserError(
+                "the data has changed since this run began",
+                where=str(folder),
+                got="other labels, pictures or parts",
+                expected="those that it was trained on so far",
+                fix="put them back, or train anew",
+            )
+        if facts["threads"] != torch.get_num_threads():
+            words = "%d threads instead of %d: the result will not be the same to the last bit"
+            log.warning(words, torch.get_num_threads(), facts["threads"])
+        self.at = _Position(**facts["at"])
+        return states, facts
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        states, facts = checkpoint
+        self._begin_stage()
+        self.model.load_state_dict(states["model"])
+        load_optimiser(self.optimiser, states.get("optimiser", {}))
+        if self.mean:
+            self.mean.state = {k: v.to(self.device) for k, v in states["mean"].items()}
+        if "best" in states:
+            self.best = {k: v.to(self.device) for k, v in states["best"].items()}
+        self.best_score = facts["best_score"]
+        arrays = {name: tensor.numpy() for name, tensor in states["history"].items()}
+        self.history = History.from_state(self.history.attributes, arrays, facts["history"])
+        self.row_losses = states["rows"]["losses"].numpy()
+        self.plateau = Plateau(**facts["plateau"])
+        self.patience = Patience(**facts["patience"])
+        if self.accelerator.scaler and facts["scaler"]:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+
+    def _pause(self) -> None:
+        """Between two steps: save if it is time to, end if somebody pressed Ctrl-C."""
+        due = time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes
+        if due or self.stopping:
+            self.save()
+        if self.stopping:
+            raise KeyboardInterrupt
