@@ -42,6 +42,10 @@ _NOT_JUDGED = (
     "No honest number: this recipe holds no picture out, so all that can be told is the training "
     "loss. --holdout 0.2 sets a fifth aside and judges on it."
 )
+_NOT_BETTER = (
+    "No epoch was better on the choosing rows than the probe that training began with: that probe "
+    "was kept."
+)
 PARTS = ("train", "choose", "holdout")
 
 
@@ -121,6 +125,9 @@ def train(given: Prepared) -> Trained:
     counts = {part: int((parts == part).sum()) for part in ("train", "choose", "holdout")}
     best = tuned.history.best
     held_out = counts["holdout"]
+    notes = [] if held_out else [_NOT_JUDGED]
+    if best and best.number == 0:
+        notes.append(_NOT_BETTER)
     return Trained(
         logits=tuned.logits,
         folds=parts,
@@ -134,8 +141,8 @@ def train(given: Prepared) -> Trained:
             "deployed": "the model that was trained on the training part"
             + (", whose held-out rows gave the numbers" if held_out else ""),
         },
-        judged_on=f"{held_out} pictures held out for nothing else" if held_out else "",
-        note="" if held_out else _NOT_JUDGED,
+        judged_on=f"{held_out} pictures that were held out to judge it" if held_out else "",
+        note=" ".join(notes),
     )
 
 
