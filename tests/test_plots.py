@@ -45,10 +45,12 @@ def test_a_long_curve_is_smoothed_and_stages_and_choosing_rows_are_marked(tmp_pa
     stages = ["head"] * 100 + ["later"] * 300
     plots.loss_curve(history(losses, stages, epochs), "two stages", tmp_path / "loss.png")
     (axes,) = figures[0].axes
-    raw, smooth, choosing, part = (line.get_xydata() for line in axes.lines)
+    raw, head, smooth, choosing, part = (line.get_xydata() for line in axes.lines)
     assert raw[:, 1].tolist() == losses
     # The mean of the ten around it, at the ends of those there are.
-    assert smooth[200, 1] == pytest.approx(np.mean(losses[195:205]))
+    assert smooth[100, 1] == pytest.approx(np.mean(losses[195:205]))
+    assert (len(head), len(smooth)) == (100, 300)  # each stage by itself
+    assert head[-1, 1] == pytest.approx(np.mean(losses[94:100]))
     assert np.std(np.diff(smooth[:, 1])) < np.std(np.diff(losses)) / 3
     assert choosing.tolist() == [[99, 0.4], [399, 0.4]]
     assert part[:, 0].tolist() == [99.5, 99.5]

@@ -45,7 +45,10 @@ def loss_curve(history: History, title: str, path: Path) -> None:
     else:
         axes.plot(iterations, losses, color=_CURVE, linewidth=0.7, alpha=0.35, label="training")
         label = f"training, mean of {window} iterations"
-        axes.plot(iterations, _smoothed(losses, window), color=_CURVE, linewidth=2, label=label)
+        for first, last in _spans(history.stages):  # a mean over two stages would hide the change
+            smooth = _smoothed(losses[first:last], window)
+            axes.plot(iterations[first:last], smooth, color=_CURVE, linewidth=2, label=label)
+            label = ""
     judged = [(max(e.iteration - 1, 0), e.validation.loss) for e in history.epochs if e.validation]
     top = float(losses.max())
     if judged:
@@ -68,12 +71,18 @@ def loss_curve(history: History, title: str, path: Path) -> None:
 
 def _smoothed(losses: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """Return centred running means; at the ends over what there is."""
-    ones = np.ones(window)
+    ones = np.ones(min(window, len(losses)))
     return np.convolve(losses, ones, "same") / np.convolve(np.ones(len(losses)), ones, "same")
 
 
-def _mark_stages(axes: Any, stages: Sequence[str]) -> None:
+def _spans(stages: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the first iteration of every stage, and the one behind its last."""
     starts = [i for i, name in enumerate(stages) if i == 0 or name != stages[i - 1]]
+    return list(zip(starts, [*starts[1:], len(stages)], strict=True))
+
+
+def _mark_stages(axes: Any, stages: Sequence[str]) -> None:
+    starts = [first for first, _ in _spans(stages)]
     if len(starts) < 2:
         return
     across = axes.get_xaxis_transform()
