@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from polytag.dataset import LabelDataset
     from polytag.errors import PolytagError, SkippedError, UserError
     from polytag.evaluation import evaluate
+    from polytag.importing import import_weights
     from polytag.losses import (
         LOSSES,
         masked_asymmetric,
@@ -47,6 +48,7 @@ _ROOMS = {
     "evaluate": "evaluation",
     "evaluate_arrays": "metrics",
     "fit": "train",
+    "import_weights": "importing",
     "load": "predictor",
     "load_classifier": "model",
     "load_recipe": "config",
@@ -75,6 +77,7 @@ __all__ = [
     "evaluate",
     "evaluate_arrays",
     "fit",
+    "import_weights",
     "load",
     "load_classifier",
     "load_recipe",

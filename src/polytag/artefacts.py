@@ -95,11 +95,15 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
     return metrics
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of what makes a model file."""
+    return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+
+
 def _model_info(run: Path, outcome: Outcome) -> ModelInfo:
     table, whole = outcome.rows.table, outcome.evaluation.to_dict()
     kinds = ("present", "absent", "na")
     counts = zip(table.attributes, table.counts().tolist(), strict=True)
-    versions = {package: version(package) for package in _PACKAGES}
     return ModelInfo(
         attributes=tuple(table.attributes[k] for k in outcome.learnt),
         thresholds=tuple(float(outcome.thresholds[k]) for k in outcome.learnt),
@@ -109,7 +113,7 @@ def _model_info(run: Path, outcome: Outcome) -> ModelInfo:
         recipe=_without_places(outcome.recipe).model_dump(mode="json", exclude={"data"}),
         splits_hash=content_hash(run / "splits.csv"),
         metrics={"macro": whole["macro"], "over": whole["over"]},
-        versions=versions | {"python": platform.python_version()},
+        versions=versions(),
         weights_licence=outcome.trained.model.backbone.licence,
     )
 

@@ -188,13 +188,17 @@ def load_backbone(
     )
     embedded = backbone.weights == "embedded"
     licence = str(cfg.get("license") or "unknown") if backbone.weights == "hub" else "unknown"
-    mean_std = tuple(cfg["mean"]), tuple(cfg["std"])
+    mean, std = (
+        weight_files.EMBEDDED_MEAN_STD if embedded else (tuple(cfg["mean"]), tuple(cfg["std"]))
+    )
+    mean = mean if preprocess.mean == "auto" else preprocess.mean
+    std = std if preprocess.std == "auto" else preprocess.std
     try:
         return Backbone(
             network,
             name,
             spec,
-            weight_files.EMBEDDED_MEAN_STD if embedded else mean_std,
+            (mean, std),
             find_taps(network) if features.layers == "all" else None,
             "Apache-2.0" if embedded else licence,
         ).eval()

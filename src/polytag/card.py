@@ -31,7 +31,7 @@ def model_card(
         note: What to know first.
     """
     lines = [
-        f"# {recipe.title}" if recipe.title != type(recipe)().title else "# Attribute classifier",
+        _title(recipe),
         "",
         f"Says of a picture which of {len(info.attributes)} attributes are present. "
         f"Made by polytag from {rows} pictures.",
@@ -42,10 +42,11 @@ def model_card(
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for a in evaluation.attributes:
-        name = a.name.replace("|", "\\|")
         numbers = " | ".join(_cell(value) for value in (a.ap, a.auc, a.f1, a.accuracy))
         threshold = f"{a.threshold:g}" if a.name in info.attributes else "-"
-        lines.append(f"| {name} | {a.present} | {a.absent} | {a.na} | {numbers} | {threshold} |")
+        lines.append(
+            f"| {_escaped(a.name)} | {a.present} | {a.absent} | {a.na} | {numbers} | {threshold} |"
+        )
     if info.left_out:
         lines += ["", "Not trained, and never answered:", ""]
         lines += [f"- {name}: {reason}" for name, reason in info.left_out.items()]
@@ -55,11 +56,72 @@ def model_card(
         "",
         f"- Method: {recipe.method}; backbone `{recipe.backbone.name}`, weights "
         f"`{recipe.backbone.weights}` (licence: {info.weights_licence}).",
-        f"- Pictures: {info.preprocess.resize} to {info.preprocess.size} x "
-        f"{info.preprocess.size}, {info.preprocess.interpolation}.",
+        _pictures(info),
         *(_stages(recipe) if recipe.method == "finetune" else []),
         "- Cells that are not known were left out of training and of every number above.",
         "- `polytag train --recipe config.toml` repeats this run.",
+        *_use(info),
+        "## Limits",
+        "",
+        "The numbers hold for pictures like those it was trained on. Where a number stands close "
+        "to its guess, the model says little about that attribute. Probabilities are not "
+        "calibrated; thresholds are "
+        f"{recipe.threshold:g} for every attribute.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def imported_card(info: ModelInfo, recipe: Recipe, source: str, note: str) -> str:
+    """Return the card of a model that was trained elsewhere.
+
+    Args:
+        info: What goes into the model file.
+        recipe: Which network it is, and how pictures come to it.
+        source: The file of its weights, in words.
+        note: What to know first.
+    """
+    lines = [
+        _title(recipe),
+        "",
+        f"Says of a picture which of {len(info.attributes)} attributes are present. "
+        "Trained elsewhere, imported by polytag.",
+        "",
+        f"**{note}**",
+        "",
+        "| attribute | threshold |",
+        "|---|---|",
+    ]
+    for name, threshold in zip(info.attributes, info.thresholds, strict=True):
+        lines.append(f"| {_escaped(name)} | {threshold:g} |")
+    lines += [
+        "",
+        "## How it was made",
+        "",
+        f"- Backbone `{recipe.backbone.name}` with its head, weights from {source} "
+        f"(licence: {info.weights_licence}).",
+        _pictures(info),
+        *_use(info),
+        "## Limits",
+        "",
+        "What it was trained on is not known here, so neither is for which pictures it can be "
+        "trusted. Probabilities are those of the imported network.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _title(recipe: Recipe) -> str:
+    return f"# {recipe.title}" if recipe.title != type(recipe)().title else "# Attribute classifier"
+
+
+def _pictures(info: ModelInfo) -> str:
+    spec = info.preprocess
+    return f"- Pictures: {spec.resize} to {spec.size} x {spec.size}, {spec.interpolation}."
+
+
+def _use(info: ModelInfo) -> list[str]:
+    return [
         "",
         "## Use",
         "",
@@ -71,15 +133,11 @@ def model_card(
         f"{info.preprocess.size}, {info.preprocess.size}, 3) RGB and gives `probabilities` "
         "float32 (B, K) in the order of the table above, less what was not trained.",
         "",
-        "## Limits",
-        "",
-        "The numbers hold for pictures like those it was trained on. Where a number stands close "
-        "to its guess, the model says little about that attribute. Probabilities are not "
-        "calibrated; thresholds are "
-        f"{recipe.threshold:g} for every attribute.",
-        "",
     ]
-    return "\n".join(lines)
+
+
+def _escaped(name: str) -> str:
+    return name.replace("|", "\\|")
 
 
 def _stages(recipe: Recipe) -> list[str]:

@@ -129,7 +129,7 @@ def fit_state(
     wanted = {
         key: value for key, value in model.state_dict().items() if _has_weight(key, set(head))
     }
-    given = {key: value for key, value in state.items() if _has_weight(key, heads - wanted.keys())}
+    given = {k: v for k, v in state.items() if k in wanted or _has_weight(k, heads)}
     if given.keys() == wanted.keys() and all(given[k].shape == wanted[k].shape for k in wanted):
         return given
     # As the file lists them; a .safetensors file lists them by the alphabet, and so as their

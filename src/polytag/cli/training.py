@@ -1,10 +1,11 @@
-"""The verbs that make models: train, recipes, demo."""
+"""The verbs that make models: train, import, recipes, demo."""
 
 from __future__ import annotations
 
 import json
 import logging
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +60,16 @@ def train(**options: Any) -> None:
         click.echo(metrics_table(run.evaluation))
     else:
         click.echo(f"training loss {run.metrics['training_loss']:.4f}\n\n{note}")
-    click.echo(
-        f"\nrun: {run.path}   {run.metrics['rows']} pictures, {run.metrics['skipped']} skipped"
-    )
+    click.echo(f"\nrun: {run.path}   {_counted(run.metrics)}")
     click.echo(f"next: polytag predict {run.path} PHOTO.jpg")
+
+
+def _counted(metrics: Mapping[str, Any]) -> str:
+    found = f"{metrics['rows']} pictures, {metrics['skipped']} skipped"
+    if parts := metrics.get("parts"):
+        words = {"train": "trained on", "choose": "chose", "holdout": "judged"}
+        found += "\n     " + ", ".join(f"{n} {words[part]}" for part, n in parts.items() if n)
+    return found
 
 
 def _train_anew(options: dict[str, Any]) -> Run:
@@ -114,6 +121,43 @@ def _refuse_beside_resume() -> None:
             raise click.UsageError(
                 f"--resume goes on with the run's own settings; leave out {key}", context
             )
+
+
+@cli.command("import")
+@click.argument("file", type=PATH)
+@click.option("--backbone", required=True, help="timm's name of the network in the file.")
+@click.option("--attributes", required=True, metavar="A,B,C", help="Its outputs, in their order.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of preprocess.")
+@click.option("--threshold", type=float, help="For every attribute.  [default: 0.5]")
+@click.option("--name", help="Of the run.  [default: import-1, import-2 ...]")
+@click.option("--runs", type=PATH, default="runs", show_default=True, help="Where runs are kept.")
+@json_option
+def import_(file: Path, **options: Any) -> None:
+    """Make a run of a network that was trained elsewhere, its head included.
+
+    FILE is a .pth or .safetensors of a timm or torchvision network. Say by --set how pictures were
+    brought to size when it was trained: preprocess.size=224, preprocess.resize=squash.
+    """
+    from polytag.config import parse_changes
+    from polytag.importing import import_weights
+
+    changes = parse_changes(options["settings"])
+    if options["threshold"] is not None:
+        changes["threshold"] = options["threshold"]
+    run = import_weights(
+        file,
+        backbone=options["backbone"],
+        attributes=words(options["attributes"]),
+        changes=changes,
+        name=options["name"],
+        folder=options["runs"],
+    )
+    if options["as_json"]:
+        click.echo(json.dumps({"run": str(run.path), **run.metrics}, ensure_ascii=False))
+        return
+    click.echo(textwrap.fill(run.metrics["note"], 79))
+    click.echo(f"\nrun: {run.path}")
+    click.echo(f"next: polytag evaluate {run.path} LABELS --images FOLDER")
 
 
 @cli.command()

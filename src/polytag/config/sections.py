@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Auto = Literal["auto"]
 Side = Annotated[int, Field(ge=8, le=4096)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Level = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(gt=0)]
 
 
@@ -53,6 +54,14 @@ class PreprocessConfig(Section):
     )
     interpolation: Literal["auto", "bilinear", "bicubic", "lanczos"] = Field(
         "auto", description="How pixels are resampled; auto: what the weights were trained with."
+    )
+    mean: tuple[Level, Level, Level] | Auto = Field(
+        "auto",
+        description="Subtracted from red, green and blue in [0, 1], inside the network; auto: as "
+        "the weights were trained. For weights of your own: what your training subtracted.",
+    )
+    std: tuple[Share, Share, Share] | Auto = Field(
+        "auto", description="What they are divided by then."
     )
 
 
