@@ -65,7 +65,7 @@ def loss_curve(history: History, title: str, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     _save(figure, path)
 
 
