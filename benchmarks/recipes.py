@@ -41,7 +41,7 @@ def measure(labels: Path, images: Path, recipe: str, settings: list[str]) -> dic
         "macro_ap": f"{ap.value:.4f}",
         "guess": f"{ap.chance:.4f}",
         "log_loss": f"{run.evaluation.log_loss.value:.4f}",
-        "training_loss": f"{found['training_loss']:.4f}",
+        "training_loss": found["training_loss"],
         "best_epoch": found["best_epoch"],
         "seconds": found["seconds"],
     }

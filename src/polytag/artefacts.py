@@ -81,6 +81,7 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
         outcome.recipe,
         len(outcome.rows.table),
         outcome.trained.judged_on,
+        outcome.trained.facts,
         outcome.trained.note,
     )
     write_text(run / "README.md", card)

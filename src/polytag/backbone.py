@@ -114,11 +114,19 @@ class Backbone(nn.Module):
         Of a network of blocks on tokens these are its tokens, the class token among them.
         """
         network: Any = self.network
-        last: Tensor = network.forward_features(self._normalised(images))
+        last: Any = network.forward_features(self._normalised(images))
+        if not isinstance(last, Tensor) or last.ndim not in (3, 4):
+            raise RecipeError(
+                "this backbone does not show its positions",
+                where="head.kind",
+                got=f"attention on {self.name}",
+                fix="choose another head or another backbone",
+            )
         if last.ndim == 4:
             grid_last = getattr(network, "output_fmt", "NCHW") == "NHWC"  # Swin and its kin
             last = last.flatten(1, 2) if grid_last else last.flatten(2).transpose(1, 2)
-        return last
+        positions: Tensor = last
+        return positions
 
     def depths(self) -> dict[str, int]:
         """Return the depth of every parameter: 0 the stem, then the blocks, from the picture on.
@@ -129,6 +137,8 @@ class Backbone(nn.Module):
         from timm.models import group_parameters
 
         network: Any = self.network
+        if not hasattr(network, "group_matcher"):  # it does not say what its blocks are
+            return {f"network.{name}": 0 for name, _ in network.named_parameters()}
         groups = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
         return {f"network.{name}": int(depth) for name, depth in groups.items()}
 

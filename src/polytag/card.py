@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from polytag.config import Recipe
 from polytag.modelfile import ModelInfo
@@ -18,6 +20,7 @@ def model_card(
     recipe: Recipe,
     rows: int,
     judged_on: str,
+    facts: Mapping[str, Any],
     note: str = "",
 ) -> str:
     """Return the card in Markdown: what it answers, how well, made from what, how to use it.
@@ -28,6 +31,7 @@ def model_card(
         recipe: As resolved.
         rows: Pictures that were used, held-out ones too.
         judged_on: What the numbers were measured on, in words; empty: on nothing.
+        facts: What the method says in metrics.json.
         note: What to know first.
     """
     lines = [
@@ -57,7 +61,8 @@ def model_card(
         f"- Method: {recipe.method}; backbone `{recipe.backbone.name}`, weights "
         f"`{recipe.backbone.weights}` (licence: {info.weights_licence}).",
         _pictures(info),
-        *(_stages(recipe) if recipe.method == "finetune" else []),
+        *(_stages(recipe, facts) if recipe.method == "finetune" else []),
+        f"- Kept: {facts['deployed']}.",
         "- Cells that are not known were left out of training and of every number above.",
         "- `polytag train --recipe config.toml` repeats this run.",
         *_use(info),
@@ -140,12 +145,20 @@ def _escaped(name: str) -> str:
     return name.replace("|", "\\|")
 
 
-def _stages(recipe: Recipe) -> list[str]:
+def _stages(recipe: Recipe, facts: Mapping[str, Any]) -> list[str]:
     stages = "; ".join(
         f"{stage.name}: {stage.epochs} epochs at {stage.lr:g}, frozen: {stage.frozen}"
         for stage in recipe.stages
     )
-    return [f"- Loss {recipe.loss.name}, {recipe.training.optimiser}; {stages}."]
+    weighted = ", present cells weighted" if recipe.loss.pos_weight != "none" else ""
+    parts, best = facts["parts"], facts["best_epoch"]
+    chose = f"{parts['choose']} decided when to stop and what to keep" if parts["choose"] else ""
+    used = [f"{parts['train']} pictures were trained on", chose, f"{parts['holdout']} judged it"]
+    return [
+        f"- {', '.join(words for words in used if words)}.",
+        f"- Loss {recipe.loss.name}{weighted}; {recipe.training.optimiser}; {stages}."
+        + (f" Best epoch: {best}." if best else ""),
+    ]
 
 
 def _cell(value: Value) -> str:

@@ -46,10 +46,10 @@ class Judged:
             return "Whether the model was trained on some of them, a bare model cannot tell."
         if self.seen:
             return (
-                f"WARNING: {self.seen} of them were trained on, so these numbers are too good; "
-                "the run's own metrics.json holds honest ones."
+                f"WARNING: {self.seen} of them were trained on, or chosen by, so these numbers are "
+                "too good; those in the run's own metrics.json, if it has any, are honest."
             )
-        return "None of them is byte-identical to a picture that was trained on."
+        return "None of them is byte-identical to a picture that was trained on or chosen by."
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""

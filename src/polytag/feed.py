@@ -1,7 +1,8 @@
 """What a training step is fed with: pictures in an order, varied, in parts for each process.
 
 What is drawn by chance follows from (seed, stage, epoch, position) and nothing else: neither how
-many threads decode, nor how many processes share the work, nor where a run was interrupted.
+many threads decode nor where a run was interrupted has a say. Several processes take the same
+pictures, varied in the same way; pictures are mixed within a process's share of a batch.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class Part:
     """What one process computes at a time: some pictures of a step, varied and mixed.
 
     Attributes:
-        rows: int (B,), the pictures' rows; empty where a process has none, and fills in blank
-            pictures of which nothing is known.
+        rows: int (R,), the pictures' rows, R <= B. Behind them may stand copies of which nothing is
+            known: a process that has no picture takes part all the same, and BatchNorm layers
+            cannot train on a single one.
         images: uint8 or float32 (B, S, S, 3), 0 to 255.
         targets: float32 (B, K), 0 where not known.
         known: bool (B, K).
@@ -89,7 +91,7 @@ class Feed:
     def __init__(
         self, pictures: Pictures, recipe: Recipe, spec: PreprocessSpec, rank: int, world: int
     ) -> None:
-        self.pictures, self.recipe, self.side = pictures, recipe, spec.size
+        self.pictures, self.recipe = pictures, recipe
         self.rank, self.world = rank, world
         self.augment = make_augment(recipe.augment, spec)
         self.batch = recipe.training.batch
@@ -113,23 +115,24 @@ class Feed:
             rng=rng,
             losses=None if np.isnan(losses).all() else losses,  # the first epoch sees every row
         )
-        starts = range(first * self.rows_a_step, len(order), self.batch)
-        # Of each batch a process takes every world-th picture, perhaps none.
-        shares = [range(i + self.rank, min(i + self.batch, len(order)), self.world) for i in starts]
+        ends = range(first * self.rows_a_step + self.batch, len(order) + self.batch, self.batch)
+        batches = [range(end - self.batch, min(end, len(order))) for end in ends]
+        # Of each batch a process takes every world-th picture; if that is none, looks at the first.
+        shares = [batch[self.rank :: self.world] for batch in batches]
+        seen = [share or batch[:1] for share, batch in zip(shares, batches, strict=True)]
 
         def load(position: int) -> NDArray[np.uint8]:
             chance = derived(self.recipe.seed, AUGMENT, stage, epoch, position)
             return self.augment(decode(self.pictures.paths[order[position]]), chance)
 
-        positions = (position for share in shares for position in share)
-        loaded = stream(positions, load, ahead=2 * self.batch)
+        loaded = stream((i for positions in seen for i in positions), load, ahead=2 * self.batch)
         parts = (
             self._part(
-                [_usable(result) for _, result in islice(loaded, len(share))],
+                [_usable(result) for _, result in islice(loaded, len(positions))],
                 order[list(share)],
-                derived(self.recipe.seed, MIX, stage, epoch, share.start),
+                derived(self.recipe.seed, MIX, stage, epoch, positions.start),
             )
-            for share in shares
+            for share, positions in zip(shares, seen, strict=True)
         )
         while step := list(islice(parts, self.recipe.training.accumulate)):
             yield step
@@ -138,13 +141,18 @@ class Feed:
         self, pictures: list[NDArray[np.uint8]], rows: NDArray[np.int64], rng: np.random.Generator
     ) -> Part:
         values = self.pictures.values[rows]
-        if not pictures:  # two, as a BatchNorm layer cannot train on one
-            pictures = [np.zeros((self.side, self.side, 3), np.uint8)] * 2
-            values = np.full((2, values.shape[1]), np.nan, np.float32)
         known = ~np.isnan(values)
         targets = np.where(known, values, 0).astype(np.float32)
-        mixed = mix(np.stack(pictures), targets, known, self.recipe.augment, rng)
-        return Part(rows, *(torch.from_numpy(array) for array in mixed))
+        arrays = np.stack(pictures), targets, known
+        mixed = mix(*arrays, self.recipe.augment, rng) if len(rows) else arrays
+        tensors = [torch.from_numpy(array) for array in mixed]
+        least = 2 if self.batch >= 2 * self.world else 1
+        spare = least - len(rows)
+        if spare > 0:
+            holes = (tensor.new_zeros(spare, tensor.shape[1]) for tensor in tensors[1:])
+            padded = (torch.cat(pair) for pair in zip(tensors[1:], holes, strict=True))
+            tensors = [tensors[0].repeat(least, 1, 1, 1), *padded]
+        return Part(rows, *tensors)
 
 
 def _usable(result: Any) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,6 +61,24 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the folder itself may be what cannot be
             aside.unlink()
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what `written_aside` left in a folder when its process was killed.
+
+    Nobody else may be writing there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / ".model.4711-0badcafe.onnx").write_text("half")
+        ...     remove_remains(Path(folder))
+        ...     list(Path(folder).iterdir())
+        []
+    """
+    for path in folder.glob(".*"):
+        if re.search(r"\.\d+-[0-9a-f]{8}(\.\w+)?$", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _cannot_be_written(path: Path, error: OSError) -> UserError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from polytag.backbone import Backbone
+from polytag.checkpoint import interrupted
 from polytag.config import LossConfig, Recipe, SplitConfig, to_toml
 from polytag.errors import RecipeError, UserError
 from polytag.feed import Pictures
@@ -33,8 +35,10 @@ from polytag.losses import LOSSES
 from polytag.method import Prepared, Trained
 from polytag.model import Classifier, build_classifier
 from polytag.probe import fit_probe, fits, moments
+from polytag.processes import from_main, is_main, make_accelerator
 from polytag.progress import progress
 from polytag.splits import stratified_folds, stratified_parts
+from polytag.trainable import all_finite
 
 log = logging.getLogger("polytag")
 Floats = NDArray[np.float32]
@@ -103,9 +107,10 @@ def train(given: Prepared) -> Trained:
     parts = split_parts(table.values, given.groups, recipe.split, recipe.seed)
     names = tuple(table.attributes[k] for k in given.learnt)
     task = Task(names, rows.paths, given.values, given.groups, parts, given.features)
-    run = given.place.make()
+    make_accelerator(recipe)  # several processes meet here, before one of them makes a folder
+    run = given.place.made = from_main(given.place.make)
     try:
-        if not given.resuming:
+        if is_main() and not given.resuming:
             write_text(run / "config.toml", to_toml(recipe))
         bytes_of_all = hashlib.sha256("".join(rows.hashes).encode()).hexdigest()
         tuned = finetune(
@@ -117,26 +122,27 @@ def train(given: Prepared) -> Trained:
             resume=given.resuming,
         )
     except KeyboardInterrupt:
-        log.warning("go on with: polytag train --resume %s", run)
-        raise
+        raise interrupted(run) from None
     finally:
-        if not (run / "checkpoint.safetensors").is_file():
+        if is_main() and not (run / "checkpoint.safetensors").is_file():
             shutil.rmtree(run, ignore_errors=True)
     counts = {part: int((parts == part).sum()) for part in ("train", "choose", "holdout")}
     best = tuned.history.best
+    kept = best or tuned.history.epochs[-1]
     held_out = counts["holdout"]
     notes = [] if held_out else [_NOT_JUDGED]
     if best and best.number == 0:
         notes.append(_NOT_BETTER)
     return Trained(
         logits=tuned.logits,
+        judged=parts == "holdout",
         folds=parts,
         history=tuned.history,
         model=tuned.model,
         write=lambda info, path: write_classifier(tuned.model, info, path),
         facts={
             "parts": counts,
-            "training_loss": tuned.history.losses[-1],
+            "training_loss": None if math.isnan(kept.training_loss) else kept.training_loss,
             "best_epoch": None if best is None else f"{best.stage} {best.number}",
             "deployed": "the model that was trained on the training part"
             + (", whose held-out rows gave the numbers" if held_out else ""),
@@ -153,6 +159,11 @@ def check(recipe: Recipe) -> None:
         RecipeError: With the field that does not fit.
     """
     training, loss = recipe.training, recipe.loss
+    names = [stage.name for stage in recipe.stages]
+    if len(set(names)) < len(names):
+        raise RecipeError(
+            "two stages have one name", where="stages", got=", ".join(names), expected="different"
+        )
     chooses = {
         'training.keep = "best"': training.keep == "best",
         'training.schedule = "plateau"': training.schedule == "plateau",
@@ -258,7 +269,6 @@ def finetune(
         UserError: Fields do not go together, memory ran out, the loss is no number, or the data
             has changed since the checkpoint.
     """
-    check(recipe)
     model = build_classifier(recipe, backbone, len(task.attributes))
     if task.features is not None and not resume:
         _start_from_probe(model, recipe, task)
@@ -279,6 +289,11 @@ def finetune(
     held_out = task.pictures("holdout")
     if len(held_out):
         logits[task.parts == "holdout"] = loop.predict(held_out)
+    if not all_finite(model.state_dict().values()) or np.isinf(logits).any():
+        raise UserError(
+            "training left weights that are no numbers",
+            fix="lower the learning rate (--set 'stages.*.lr=...') or set training.clip=1",
+        )
     return Tuned(model.cpu().eval(), history, logits)
 
 

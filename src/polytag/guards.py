@@ -14,7 +14,7 @@ from polytag.config import Recipe
 from polytag.errors import UserError
 
 log = logging.getLogger("polytag")
-_NAMED = 8  # pictures of a batch that a message names
+_NAMED = 32  # pictures that a message names: a usual batch
 
 
 class Interrupt:
@@ -29,7 +29,11 @@ class Interrupt:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold Ctrl-C back in this block; in a thread, where signals do not come, do nothing."""
+        """Hold Ctrl-C back until this block ends; in a thread, which no signal reaches, do nothing.
+
+        Raises:
+            KeyboardInterrupt: It was pressed, and nobody has asked.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -38,6 +42,8 @@ class Interrupt:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+        if self.pressed:
+            raise KeyboardInterrupt
 
     def _press(self, *_: object) -> None:
         if self.pressed:
@@ -56,7 +62,7 @@ def explained(recipe: Recipe, device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        words = ("out of memory", "can't allocate memory")
+        words = ("out of memory", "can't allocate memory", "not enough memory")
         told = any(word in str(error).lower() for word in words)
         if not told and not isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise
@@ -80,7 +86,7 @@ def not_finite(loss: float, at: str, names: Sequence[str]) -> UserError:
     Args:
         loss: The step's.
         at: Stage, epoch and step.
-        names: The pictures of the step.
+        names: The pictures it comes from, as far as that can be told.
     """
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return UserError(

@@ -126,23 +126,6 @@ class Linear(Head):
             self.linear.weight.copy_(torch.from_numpy(weights.T))
             self.linear.bias.copy_(torch.from_numpy(biases))
 
-    def folded(self) -> tuple[Floats, Floats]:
-        """Return the logistic regression that this head is, on features as they come.
-
-        Returns:
-            Weight float32 (D, K) and bias float32 (K,).
-
-        Example:
-            >>> weight, bias = Linear(HeadConfig(), 4, 3).folded()
-            >>> weight.shape, bias.shape
-            ((4, 3), (3,))
-        """
-        weight, bias = _doubles(self.linear.weight).T, _doubles(self.linear.bias)
-        if self.standardise is not None:
-            weight = weight / _doubles(self.standardise.scale)[:, None]
-            bias = bias - _doubles(self.standardise.mean) @ weight
-        return weight.astype(np.float32), bias.astype(np.float32)
-
 
 class Mlp(Head):
     """One hidden layer that all attributes share."""
@@ -242,8 +225,3 @@ HEADS: dict[str, type[Linear | Mlp | Separate | Attention]] = {
     "separate": Separate,
     "attention": Attention,
 }
-
-
-def _doubles(tensor: Tensor) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = tensor.detach().cpu().double().numpy()
-    return array

@@ -180,6 +180,8 @@ def _filled(
             expected=str(body.width),
             fix="only a head on the network's own pooling can be imported",
         )
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise ModelError("this file holds weights that are no numbers", where=where, got="NaN")
     linear = Linear(HeadConfig(), body.width, len(names))
     linear.linear.load_state_dict({"weight": weight, "bias": bias})
     return Classifier(body, linear).eval()

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from polytag.checkpoint import read_checkpoint, write_checkpoint
+from polytag.checkpoint import States, read_checkpoint, write_checkpoint
 from polytag.config import Recipe
-from polytag.errors import UserError
 from polytag.feed import NETWORK, Feed, Part, Pictures, derived
 from polytag.guards import Interrupt, explained, not_finite
 from polytag.history import EPOCH_HEADER, Epoch, History, validate
@@ -35,7 +35,7 @@ from polytag.losses import average
 from polytag.model import Classifier
 from polytag.pipeline import batches, stream
 from polytag.preprocess import preprocess
-from polytag.processes import gathered, make_accelerator, share
+from polytag.processes import gathered, make_accelerator, merged, share, share_statistics
 from polytag.progress import progress
 from polytag.runs import write_rows
 from polytag.schedules import SCHEDULES, Patience, Plateau, half_life_decay
@@ -52,7 +52,6 @@ from polytag.trainable import (
 
 log = logging.getLogger("polytag")
 Floats = NDArray[np.float32]
-Checkpoint = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
 CellLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, targets, known -> cells (B, K)
 
 
@@ -63,7 +62,8 @@ class _Position:
     stage: int = 0
     epoch: int = 0
     step: int = 0
-    loss_sum: float = 0.0  # of this epoch's steps
+    loss_sum: float = 0.0  # of this epoch's steps, each times its known cells
+    cells: int = 0  # that were known in them
 
 
 class Loop:
@@ -77,7 +77,7 @@ class Loop:
         cell_loss: Logits, targets and known (B, K) to the loss of every cell, 0 in holes.
         attributes: K names.
         folder: Where checkpoints are kept; None: nowhere.
-        fingerprint: Of the data; a checkpoint made on other data is refused.
+        fingerprint: Of the data; a checkpoint made of other data is refused.
 
     After `run` the model holds the weights that were kept.
     """
@@ -95,7 +95,10 @@ class Loop:
     ) -> None:
         self.recipe, self.config = recipe, recipe.training
         self.cell_loss, self.choose = cell_loss, choose
-        self.folder, self.fingerprint = folder, fingerprint
+        self.folder = folder
+        # What may differ when a run goes on: where it is, and what only names it.
+        elsewhere = {"data", "device", "title", "description"}
+        self.made_of = {"data": fingerprint, "recipe": recipe.model_dump_json(exclude=elsewhere)}
         self.accelerator = make_accelerator(recipe)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
@@ -107,10 +110,12 @@ class Loop:
         self.at = _Position()
         self.best_score = math.inf
         self.best: dict[str, Tensor] | None = None
-        # Each training row's loss when it was last trained on, for mining hard ones.
+        # For mining hard rows, each one's loss when it was last trained on: as this epoch's order
+        # was drawn by, and in this epoch so far.
         self.row_losses = np.full(len(train), np.nan, dtype=np.float32)
+        self.fresh_losses = self.row_losses.copy()
         self.saved = time.monotonic()
-        self.ctrl_c, self.stopping = Interrupt(), False
+        self.ctrl_c, self.stopping, self.due = Interrupt(), False, False
 
     # ------------------------------------------------------------------------------ the story
 
@@ -118,22 +123,25 @@ class Loop:
         """Train, from the start or from the checkpoint, and return what was recorded.
 
         Raises:
-            UserError: Memory ran out, or the loss is not a number any more.
-            ModelError: There is no checkpoint to resume, or it was made on other data.
+            UserError: Memory ran out, the loss is not a number any more, or the checkpoint to
+                resume was made of other data or by another recipe.
+            ModelError: The checkpoint to resume cannot be read.
             KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
         """
         devices = [self.device] if self.device.type == "cuda" else []
         own_chance = torch.random.fork_rng(devices=devices)  # the caller's stays as it was
         with explained(self.recipe, self.device), self.ctrl_c.held(), own_chance:
-            checkpoint = self._read() if resume else None
-            if checkpoint is None:
+            checkpoint = read_checkpoint(self.folder or Path(), self.made_of) if resume else None
+            if checkpoint:
+                self.at = _Position(**checkpoint[1]["at"])
+            else:
                 if self.choose and self.recipe.head.init == "probe":
                     self._judge(math.nan, time.monotonic(), number=0)  # training must beat it
                 self._begin_stage()
                 self.save()
             for stage in range(self.at.stage, len(self.recipe.stages)):
-                if checkpoint is not None:
-                    self._restore(checkpoint)
+                if checkpoint:
+                    self._restore(*checkpoint)
                     checkpoint = None
                 elif stage > self.at.stage:
                     self.at = _Position(stage)
@@ -154,7 +162,10 @@ class Loop:
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         log.info("%s: %s weights trained", self.stage.name, f"{count:,}")
         self.optimiser = make_optimiser(self.model, self.stage, self.config)
-        self.prepared, self.stepper = self.accelerator.prepare(self.model, self.optimiser)
+        self.accelerator.free_memory()  # of the stage before
+        # In a shell: accelerate changes what it prepares, and the model is judged as it is kept.
+        shell = nn.Sequential(self.model)
+        self.prepared, self.stepper = self.accelerator.prepare(shell, self.optimiser)
         self.steps = self.feed.steps_an_epoch
         self.mean: RunningMean | None = None
         if self.config.ema:
@@ -174,12 +185,13 @@ class Loop:
                 loss = self._step(parts)
                 self.history.losses.append(loss)
                 self.history.stages.append(self.stage.name)
-                self.at.loss_sum += loss
                 self.at.step += 1
                 advance(1)
                 self._pause()
-        self._share_row_losses()
-        mean_loss = self.at.loss_sum / self.steps
+        fresh = merged(torch.from_numpy(self.fresh_losses), self.accelerator).numpy()
+        self.row_losses = np.where(np.isnan(fresh), self.row_losses, fresh)
+        self.fresh_losses[:] = np.nan
+        mean_loss = self.at.loss_sum / max(self.at.cells, 1)
         self.at = _Position(self.at.stage, self.at.epoch + 1)
         score = self._judge(mean_loss, start, number=self.at.epoch)
         if self.config.schedule == "plateau":
@@ -201,45 +213,49 @@ class Loop:
         chance = derived(self.recipe.seed, NETWORK, len(self.history.losses), self.rank)
         torch.manual_seed(int(chance.integers(2**63)))  # of dropout
         rate = self._set_rate()
-        counts = self._agree(torch.stack([part.known.sum(0) for part in parts]).sum(0))
-        total = torch.zeros((), device=self.device)
-        for part in parts:
-            total += self._backward(part, counts, last=part is parts[-1]).detach()
-        loss = float(self.accelerator.reduce(total, "sum"))
-        self._require_finite(loss, parts)
+        own = torch.stack([part.known.sum(0) for part in parts]).sum(0)
+        counts = self.accelerator.reduce(own.to(self.device), "sum")
+        shares = [self._backward(part, counts, last=part is parts[-1]) for part in parts]
+        loss = self._agree(torch.stack(shares).sum())
+        self._require_finite(loss, shares, parts)
+        known = int(counts.sum())
+        self.at.loss_sum, self.at.cells = self.at.loss_sum + known * loss, self.at.cells + known
         if self.config.clip:
             self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.clip)
         self.stepper.step()
         self.stepper.zero_grad()
+        share_statistics(self.model, self.accelerator)
         if self.mean:
             self.mean.update(self.model.state_dict())
         self.history.rates.append(rate)
         return loss
 
-    def _agree(self, counts: Tensor) -> Tensor:
-        """Return the known cells (K,) of all processes, and whether one of them shall stop."""
-        asked = torch.tensor([int(self.ctrl_c.pressed)])
-        shared: Tensor = self.accelerator.reduce(torch.cat([counts, asked]).to(self.device), "sum")
-        self.stopping = bool(shared[-1])
-        return shared[:-1]
+    def _agree(self, loss: Tensor) -> float:
+        """Return the loss of all processes; see whether one of them has to stop or to save."""
+        due = time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes
+        asked = loss.new_tensor([loss, self.ctrl_c.pressed, due])
+        agreed, stop, save = self.accelerator.reduce(asked, "sum").tolist()
+        self.stopping, self.due = stop > 0, save > 0
+        return float(agreed)
 
     def _backward(self, part: Part, counts: Tensor, *, last: bool) -> Tensor:
-        """Add a part's gradient; processes exchange theirs with the step's last part."""
+        """Add a part's gradient and return its share of the step's loss.
+
+        Processes exchange their gradients with the step's last part.
+        """
         images, targets, known = (
             tensor.to(self.device, non_blocking=True)
             for tensor in (part.images, part.targets, part.known)
         )
         with nullcontext() if last else self.accelerator.no_sync(self.prepared):
-            with self.accelerator.autocast():
-                logits = self.prepared(images)
-            cells = self.cell_loss(logits.float(), targets, known)
+            cells = self.cell_loss(self.prepared(images).float(), targets, known)
             loss = average(cells, known, self.recipe.loss.per, counts)
             # Gradients are averaged over processes; the loss is a sum over them.
             self.accelerator.backward(loss * self.world)
-        if self.recipe.sampler.hard and len(part.rows):
-            sums = cells.detach().sum(1) / known.sum(1).clamp(min=1)
-            self.row_losses[part.rows] = sums.float().cpu().numpy()
-        return loss
+        if self.recipe.sampler.hard:
+            means = cells.detach().sum(1) / known.sum(1).clamp(min=1)
+            self.fresh_losses[part.rows] = means[: len(part.rows)].float().cpu().numpy()
+        return loss.detach()
 
     def _set_rate(self) -> float:
         """Set this step's learning rates and return the head's."""
@@ -250,20 +266,24 @@ class Loop:
             group["lr"] = group["base"] * factor
         return float(self.optimiser.param_groups[0]["lr"])
 
-    def _require_finite(self, loss: float, parts: list[Part]) -> None:
+    def _require_finite(self, loss: float, shares: list[Tensor], parts: list[Part]) -> None:
         gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
         # With fp16 a gradient may overflow now and then; its scaler leaves that step out.
         scaled = self.accelerator.mixed_precision == "fp16"
-        if not math.isfinite(loss) or not (scaled or all_finite(gradients)):
-            rows = [row for part in parts for row in part.rows]
-            names = [self.feed.pictures.paths[row].name for row in rows]
-            at = f"{self.stage.name}, epoch {self.at.epoch + 1}, step {self.at.step + 1}"
-            raise not_finite(loss, at, names)
+        if math.isfinite(loss) and (scaled or all_finite(gradients)):
+            return
+        paths, named = self.feed.pictures.paths, zip(parts, shares, strict=True)
+        sick = [paths[row].name for part, own in named if not own.isfinite() for row in part.rows]
+        every = [paths[row].name for part in parts for row in part.rows]
+        at = f"{self.stage.name}, epoch {self.at.epoch + 1}, step {self.at.step + 1}"
+        raise not_finite(loss, at, gather_object(sick) or gather_object(every))
 
     # ----------------------------------------------------------------------------- judging
 
     def predict(self, pictures: Pictures, state: dict[str, Tensor] | None = None) -> Floats:
         """Return logits float32 (N, K) of pictures as they are judged, on every process.
+
+        In full precision, as in the model file.
 
         Args:
             pictures: N of them; their labels are not looked at.
@@ -281,9 +301,7 @@ class Loop:
                 for _, error in batch.failed:
                     raise error
                 images = torch.from_numpy(batch.images).to(self.device)
-                with self.accelerator.autocast():
-                    logits = torch.func.functional_call(model, state, (images,))
-                answers.append(logits.float().cpu())
+                answers.append(torch.func.functional_call(model, state, (images,)).cpu())
         rows = gathered(torch.cat(answers), len(pictures), self.accelerator)
         return np.asarray(rows.numpy())
 
@@ -298,7 +316,8 @@ class Loop:
             logits = self.predict(self.choose, state)
             names, threshold = self.history.attributes, self.recipe.threshold
             validation = validate(names, logits, self.choose.values, threshold)
-            by_loss = self.config.monitor == "loss"
+            # Without both classes of any attribute there is no macro AP, in no epoch.
+            by_loss = self.config.monitor == "loss" or math.isnan(validation.macro_ap)
             score = validation.loss if by_loss else -validation.macro_ap
         seconds = time.monotonic() - start
         iteration = len(self.history.losses)
@@ -312,19 +331,15 @@ class Loop:
         log.info("%s", epoch.line(self.stage.epochs))
         return score
 
-    def _share_row_losses(self) -> None:
-        """Let every process know the losses of the rows that others trained on."""
-        if self.recipe.sampler.hard and self.world > 1:
-            losses = torch.from_numpy(np.nan_to_num(self.row_losses)).to(self.device)
-            fresh = torch.from_numpy(~np.isnan(self.row_losses)).to(self.device).float()
-            losses, fresh = (self.accelerator.reduce(t, "sum") for t in (losses, fresh))
-            self.row_losses = torch.where(fresh > 0, losses / fresh, torch.nan).cpu().numpy()
-
     # ----------------------------------------------------------------------------- checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint and history.csv, where there is a folder for them."""
+        """Write a checkpoint and history.csv, where there is a folder for them.
+
+        Every process has to call it.
+        """
         self.saved = time.monotonic()
+        fresh = merged(torch.from_numpy(self.fresh_losses), self.accelerator)
         if self.folder is None or not self.accelerator.is_main_process:
             return
         arrays, history = self.history.to_state()
@@ -337,11 +352,9 @@ class Loop:
                 "best": self.best or {},
                 "optimiser": optimiser_state(self.optimiser),
                 "history": {name: torch.from_numpy(array) for name, array in arrays.items()},
-                "rows": {"losses": torch.from_numpy(self.row_losses)},
+                "rows": {"losses": torch.from_numpy(self.row_losses), "fresh": fresh},
             },
             {
-                "data": self.fingerprint,
-                "threads": torch.get_num_threads(),
                 "at": vars(self.at),
                 "best_score": self.best_score,
                 "history": history,
@@ -349,28 +362,11 @@ class Loop:
                 "patience": vars(self.patience),
                 "scaler": scaler.state_dict() if scaler else None,
             },
+            self.made_of,
         )
         write_rows(self.folder / "history.csv", self.history.header(), self.history.rows())
 
-    def _read(self) -> Checkpoint:
-        folder = self.folder or Path()
-        states, facts = read_checkpoint(folder)
-        if facts["data"] != self.fingerprint:
-            raise UserError(
-                "the data has changed since this run began",
-                where=str(folder),
-                got="other labels, pictures or parts",
-                expected="those that it was trained on so far",
-                fix="put them back, or train anew",
-            )
-        if facts["threads"] != torch.get_num_threads():
-            words = "%d threads instead of %d: the result will not be the same to the last bit"
-            log.warning(words, torch.get_num_threads(), facts["threads"])
-        self.at = _Position(**facts["at"])
-        return states, facts
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        states, facts = checkpoint
+    def _restore(self, states: States, facts: dict[str, Any]) -> None:
         self._begin_stage()
         self.model.load_state_dict(states["model"])
         load_optimiser(self.optimiser, states.get("optimiser", {}))
@@ -381,16 +377,18 @@ class Loop:
         self.best_score = facts["best_score"]
         arrays = {name: tensor.numpy() for name, tensor in states["history"].items()}
         self.history = History.from_state(self.history.attributes, arrays, facts["history"])
-        self.row_losses = states["rows"]["losses"].numpy()
+        self.row_losses, self.fresh_losses = (
+            states["rows"][name].numpy() for name in ("losses", "fresh")
+        )
         self.plateau = Plateau(**facts["plateau"])
         self.patience = Patience(**facts["patience"])
         if self.accelerator.scaler and facts["scaler"]:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
+        log.info("%s", EPOCH_HEADER)
 
     def _pause(self) -> None:
         """Between two steps: save if it is time to, end if somebody pressed Ctrl-C."""
-        due = time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes
-        if due or self.stopping:
+        if self.due or self.stopping:
             self.save()
         if self.stopping:
             raise KeyboardInterrupt

@@ -59,7 +59,8 @@ class Trained:
     """What every method ends with.
 
     Attributes:
-        logits: float32 (N, K'); NaN rows were not judged.
+        logits: float32 (N, K') of the judged rows.
+        judged: bool (N,): the rows that numbers are measured on.
         folds: (N,): every row's fold (int), or its part (str).
         history: Of the training.
         model: The network that is kept, in torch.
@@ -70,6 +71,7 @@ class Trained:
     """
 
     logits: Floats
+    judged: NDArray[np.bool_]
     folds: NDArray[Any]
     history: History
     model: Classifier
@@ -77,8 +79,3 @@ class Trained:
     facts: Mapping[str, Any]
     judged_on: str
     note: str = ""
-
-    @property
-    def judged(self) -> NDArray[np.bool_]:
-        """bool (N,): the rows that numbers can be measured on."""
-        return np.asarray(~np.isnan(self.logits).all(axis=1))

@@ -166,6 +166,7 @@ def train(given: Prepared) -> Trained:
     strongest = config.l2 == "auto" and len(config.l2_grid) > 1 and probe.l2 == max(config.l2_grid)
     return Trained(
         logits=probe.logits,
+        judged=np.ones(len(folds), dtype=bool),
         folds=folds,
         history=history,
         model=Classifier(given.backbone.cpu(), head),

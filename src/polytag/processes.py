@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 
 from polytag.config import Recipe
+from polytag.errors import RecipeError
+
+T = TypeVar("T")
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Return accelerate's view of device, precision and processes for a resolved recipe."""
+    """Return accelerate's view of device, precision and processes for a resolved recipe.
+
+    The first call of a process that torchrun started waits until all the others have come here.
+
+    Raises:
+        RecipeError: The device cannot have this precision.
+    """
     device, precision = recipe.device, recipe.training.precision
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     if precision == "auto":
         bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported()
         precision = "bf16" if bf16 else "fp32"
-    # accelerate keeps one precision a process; a second training may want another.
-    AcceleratorState._reset_state()
+    if precision == "fp16" and device == "cpu":
+        raise RecipeError(
+            "fp16 needs a GPU", where="training.precision", fix="--set training.precision=auto"
+        )
+    # accelerate keeps one device and one precision; a second training may want others.
+    AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
@@ -58,13 +74,51 @@ def gathered(answers: Tensor, count: int, accelerator: Accelerator) -> Tensor:
     return rows.view(world, -1, answers.shape[1]).transpose(0, 1).flatten(0, 1)[:count]
 
 
-def from_main(value: str) -> str:
-    """Return what the main process has here; every process has to call it."""
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
+def merged(latest: Tensor, accelerator: Accelerator) -> Tensor:
+    """Return what the processes noted of N rows (N,), NaN where none did; where several, the mean.
+
+    Args:
+        latest: float32 (N,) of this process, NaN where it noted nothing.
+        accelerator: Knows the others.
+    """
+    noted = ~latest.isnan()
+    both = torch.stack([latest.nan_to_num(), noted.float()]).to(accelerator.device)
+    sums, counts = accelerator.reduce(both, "sum").cpu()
+    return torch.where(counts > 0, sums / counts, torch.nan)
+
+
+@torch.no_grad()
+def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the mean of all processes' BatchNorm statistics.
+
+    Each has seen other pictures; without this each would judge its rows by a model of its own.
+    """
+    if accelerator.num_processes == 1:
+        return
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    flat = torch.cat([buffer.flatten().float() for buffer in buffers])
+    means = accelerator.reduce(flat, "mean").split([buffer.numel() for buffer in buffers])
+    for buffer, mean in zip(buffers, means, strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """Return what the main process makes; the others make nothing and wait for it.
+
+    Every process calls it, after `make_accelerator`. If the main process fails, torchrun ends the
+    others.
+
+    Example:
+        >>> from_main(lambda: "runs/finetune-1")
+        'runs/finetune-1'
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return make()
+    made: list[T | None] = [make() if is_main() else None]
+    broadcast_object_list(made)
+    return made[0]  # type: ignore[return-value]
 
 
 def is_main() -> bool:
     """Say whether this process is the one that writes and speaks."""
-    return bool(PartialState().is_main_process)
+    return os.environ.get("RANK", "0") == "0"

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,20 @@ from numpy.typing import NDArray
 from polytag import finetune, probe, runs
 from polytag.artefacts import Outcome, write_run
 from polytag.backbone import Backbone, load_backbone, resolve_device
+from polytag.checkpoint import interrupted
 from polytag.config import Recipe, load_recipe
 from polytag.dataset import usable_rows
 from polytag.errors import ModelError, RecipeError, UserError
 from polytag.features import Extractor, make_extractor, rows_with_features
+from polytag.files import remove_remains
 from polytag.groups import identical
 from polytag.method import Prepared, Trained
 from polytag.metrics import evaluate_arrays
 from polytag.pictures import MAX_SKIPPED, locate, refuse_too_many, skipped_rows
+from polytag.processes import from_main
 from polytag.results import Evaluation
 from polytag.table import LabelTable, read_table
+from polytag.trainable import frozen_depth
 
 METHODS = {"probe": probe.train, "finetune": finetune.train}
 log = logging.getLogger("polytag")
@@ -120,7 +125,12 @@ def resume(
             fix="" if finished else "only a fine-tuning that has begun leaves one: train anew",
         )
     recipe = load_recipe(path / "config.toml")
+    remove_remains(path)
     data = recipe.data
+    if table is None and not data.labels:
+        raise UserError(
+            "where the labels came from is not known", where=str(run), fix="give resume the table"
+        )
     if table is None:
         table = read_table(
             data.labels,
@@ -153,6 +163,9 @@ def _fit(
     if not resuming:
         runs.check_run_name(place.runs, place.name)
     backbone = load_backbone(chosen.backbone, chosen.preprocess, chosen.features, chosen.seed)
+    if chosen.method == "finetune":
+        for stage in chosen.stages:
+            frozen_depth(backbone, stage.frozen)
     from_probe = chosen.method == "probe" or (chosen.head.init == "probe" and not resuming)
     extractor = make_extractor(backbone, chosen.features, chosen.device) if from_probe else None
     recipe = _resolved(chosen, backbone, extractor, table, images)
@@ -196,15 +209,17 @@ def _fit(
 
 
 def _check(recipe: Recipe) -> None:
+    """Refuse fields that do not go together."""
     if recipe.method == "finetune":
         finetune.check(recipe)
-    elif recipe.split.holdout or recipe.split.choose:
+        return
+    if recipe.split.holdout or recipe.split.choose:
         raise RecipeError(
             "a probe is judged out of fold, on all pictures: it holds none out",
             where="split.holdout" if recipe.split.holdout else "split.choose",
             fix="leave it out, or take a recipe that fine-tunes",
         )
-    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError("a probe is fitted in one process", fix="start it without torchrun")
 
 
@@ -215,35 +230,38 @@ def _evaluate(
     trained: Trained,
     left_out: dict[str, str],
 ) -> Evaluation:
-    """Measure the judged rows; where there are none, say of every attribute why."""
+    """Measure the judged rows; where there are none, every number has that for its reason."""
     judged, folds = trained.judged, trained.folds
-    if not judged.any():
-        reasons = dict.fromkeys(table.attributes, "no picture was held out") | left_out
-        return evaluate_arrays(
-            table.attributes, table.values, probabilities, thresholds, not_trained=reasons
-        )
     return evaluate_arrays(
         table.attributes,
         table.values[judged],
         probabilities[judged],
         thresholds,
-        folds=folds[judged] if folds.dtype.kind == "i" else None,
+        folds=folds[judged] if folds.dtype.kind == "i" and judged.any() else None,
         not_trained=left_out,
     )
 
 
 def _leave(outcome: Outcome, place: runs.Place) -> runs.Run:
-    """Write the run folder; one that cannot be finished is not left lying about."""
+    """Write the run folder; of several processes the main one does."""
     run = place.make()
+    metrics = from_main(lambda: _write(run, outcome))
+    return runs.Run(run, outcome.evaluation, metrics)
+
+
+def _write(run: Path, outcome: Outcome) -> dict[str, Any]:
+    """Write the run folder and return its metrics; if that fails, leave what can go on, or none."""
     checkpoint = run / "checkpoint.safetensors"
     try:
         metrics = write_run(run, outcome)
         checkpoint.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        raise interrupted(run) from None
     finally:
         if not (run / "model.onnx").is_file() and not checkpoint.is_file():
             shutil.rmtree(run, ignore_errors=True)
     runs.mark_latest(run)
-    return runs.Run(run, outcome.evaluation, metrics)
+    return metrics
 
 
 def _trainable(table: LabelTable) -> tuple[list[int], dict[str, str]]:
@@ -267,9 +285,7 @@ def _warn(table: LabelTable, left_out: dict[str, str], folds: int) -> None:
         elif min(present, absent) < folds:
             kind = "present" if present < absent else "absent"
             count = min(present, absent)
-            words = (
-                "%s is known to be %s in %d pictures only, fewer than folds: its numbers say little"
-            )
+            words = "%s is known to be %s in %d pictures only: its numbers say little"
             log.warning(words, name, kind, count)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polytag.backbone import Backbone
 from polytag.config import StageConfig, TrainingConfig
 from polytag.errors import RecipeError
 from polytag.model import Classifier
@@ -20,6 +22,26 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
+def frozen_depth(backbone: Backbone, frozen: int | str) -> int:
+    """Return the depth down to which a backbone is frozen; -1: not at all.
+
+    Raises:
+        RecipeError: The backbone has not so many blocks.
+    """
+    blocks = max(backbone.depths().values())
+    if frozen == "nothing":
+        return -1
+    if isinstance(frozen, int) and frozen > blocks:
+        raise RecipeError(
+            f"{backbone.name} has fewer blocks than are to be frozen",
+            where="stages.frozen",
+            got=str(frozen),
+            expected=f"at most {blocks}, backbone, or nothing",
+            fix="--set stages.0.frozen=backbone (stages.1 in a recipe of two stages)",
+        )
+    return frozen if isinstance(frozen, int) else blocks
+
+
 def freeze(model: Classifier, frozen: int | str) -> list[str]:
     """Say which parameters are trained from now on, and return their names.
 
@@ -30,17 +52,7 @@ def freeze(model: Classifier, frozen: int | str) -> list[str]:
     Raises:
         RecipeError: The backbone has not so many blocks.
     """
-    depths = model.backbone.depths()
-    blocks = max(depths.values())
-    if isinstance(frozen, int) and frozen > blocks:
-        expected = f'at most {blocks}, or "backbone"'
-        raise RecipeError(
-            f"{model.backbone.name} has fewer blocks than are to be frozen",
-            where="stages.frozen",
-            got=str(frozen),
-            expected=expected,
-        )
-    deepest = frozen if isinstance(frozen, int) else {"nothing": -1, "backbone": blocks}[frozen]
+    depths, deepest = model.backbone.depths(), frozen_depth(model.backbone, frozen)
     trained = []
     for name, parameter in model.named_parameters():
         depth = depths.get(name.removeprefix("backbone."))
@@ -71,7 +83,8 @@ def parameter_groups(model: Classifier, stage: StageConfig, layer_decay: float) 
         model: After `freeze`.
         stage: Rates of the head and of the backbone's last block.
         layer_decay: A block's rate is that of the last one times this to the power of how many
-            blocks lie behind it, as in BEiT (Bao et al. 2021, arXiv 2106.08254).
+            blocks lie behind it (BEiT's rule, Bao et al. 2021, arXiv 2106.08254, but for the last
+            block, which has its own rate here).
 
     Returns:
         Dictionaries of ``params``, their ``names``, and the rate ``lr``, also kept as ``base``;
@@ -160,5 +173,7 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Say whether no number is infinite or NaN."""
-    norms = torch._foreach_norm(list(tensors))
-    return bool(torch.stack(norms).isfinite().all()) if norms else True
+    listed = [tensor for tensor in tensors if tensor.is_floating_point()]
+    # The largest of each; a sum of squares could overflow where no number does.
+    largest = torch._foreach_norm(listed, ord=math.inf) if listed else ()
+    return not largest or bool(torch.stack(largest).isfinite().all())

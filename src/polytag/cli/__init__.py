@@ -55,8 +55,8 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as end:
+        click.echo("; ".join(["interrupted", *map(str, end.args)]), err=True)
         sys.exit(130)
     except BrokenPipeError:  # `polytag predict ... | head`
         # The interpreter flushes once more on its way out, and must find somebody to read.

@@ -29,7 +29,7 @@ PATH = click.Path(path_type=Path)
 def cli(context: click.Context, quiet: bool, debug: bool) -> None:
     """Train, judge and use classifiers of many attributes from a label table with holes."""
     logging.basicConfig(
-        level=logging.WARNING if quiet or not speaks() else logging.INFO,
+        level=(logging.WARNING if quiet else logging.INFO) if speaks() else logging.ERROR,
         format="%(message)s",
         stream=sys.stderr,
     )

@@ -37,15 +37,9 @@ if TYPE_CHECKING:
 def train(**options: Any) -> None:
     """Train a classifier, judge it, and leave a run folder.
 
-    LABELS and --images may be left out where --recipe is a run's config.toml.
+    LABELS and --images may be left out where --recipe is a run's config.toml, and with --resume.
     """
-    if options["run_to_resume"]:
-        _refuse_beside_resume()
-        from polytag.train import resume
-
-        run = resume(options["run_to_resume"])
-    else:
-        run = _train_anew(options)
+    run = _go_on(options) if options["run_to_resume"] else _train_anew(options)
     if not speaks():
         return
     if options["as_json"]:
@@ -59,7 +53,8 @@ def train(**options: Any) -> None:
         click.echo(f"{headline(run.evaluation)}\n{note and note + chr(10)}")
         click.echo(metrics_table(run.evaluation))
     else:
-        click.echo(f"training loss {run.metrics['training_loss']:.4f}\n\n{note}")
+        loss = run.metrics["training_loss"]  # none of a probe that no epoch was better than
+        click.echo(f"training loss {'-' if loss is None else f'{loss:.4f}'}\n\n{note}")
     click.echo(f"\nrun: {run.path}   {_counted(run.metrics)}")
     click.echo(f"next: polytag predict {run.path} PHOTO.jpg")
 
@@ -113,14 +108,24 @@ def _train_anew(options: dict[str, Any]) -> Run:
     )
 
 
-def _refuse_beside_resume() -> None:
+def _go_on(options: dict[str, Any]) -> Run:
+    """Resume a run with its own settings; only where its data is may be said anew."""
     context = click.get_current_context()
     for key in context.params:
         where = context.get_parameter_source(key)
-        if key not in ("run_to_resume", "as_json") and where is ParameterSource.COMMANDLINE:
+        beside = ("run_to_resume", "as_json", "labels", "images")
+        if key not in beside and where is ParameterSource.COMMANDLINE:
             raise click.UsageError(
                 f"--resume goes on with the run's own settings; leave out {key}", context
             )
+    from polytag.config import load_recipe
+    from polytag.train import resume
+
+    run, table = options["run_to_resume"], None
+    if options["labels"]:
+        data = load_recipe(run / "config.toml").data.model_dump()
+        table = read_labels(data | {"labels": options["labels"]})
+    return resume(run, table, options["images"])
 
 
 @cli.command("import")

@@ -146,7 +146,7 @@ class TrainingConfig(Section):
         2, ge=0, description="plateau: epochs without improvement that are borne."
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Rate of a block: this to the power of its depth below the head."
+        1.0, description="What a block's rate is multiplied with for every block behind it."
     )
     clip: float = Field(0.0, ge=0, description="Bound on the gradient's norm; 0: none.")
     ema: float = Field(
