@@ -20,6 +20,7 @@ from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig
 from polytag.errors import ModelError, RecipeError
 from polytag.graph import export_backbone
 from polytag.preprocess import PreprocessSpec
+from polytag.trainable import frozen_depth
 
 timm = import_timm()
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -423,3 +424,22 @@ def test_auto_takes_an_accelerator_if_there_is_one():
 def test_a_device_that_is_not_here_is_refused_with_those_that_are(device):
     with pytest.raises(RecipeError, match=r"device: no such device here; got .*expected auto, cpu"):
         resolve_device(device)
+
+
+def test_a_backbone_that_does_not_name_its_blocks_is_trained_whole_or_not_at_all(monkeypatch):
+    tiny = BackboneConfig(name="test_resnet", weights="none")
+    backbone = load_backbone(tiny, PreprocessConfig(size=32), FeaturesConfig())
+    blocks = max(backbone.depths().values())
+    assert frozen_depth(backbone, "nothing") == -1 and frozen_depth(backbone, "backbone") == blocks
+    monkeypatch.delattr(type(backbone.network), "group_matcher")
+    assert set(backbone.depths().values()) == {0}
+    with pytest.raises(RecipeError, match="fewer blocks than are to be frozen"):
+        frozen_depth(backbone, 3)
+
+
+def test_a_backbone_that_does_not_show_its_positions_says_so(monkeypatch):
+    tiny = BackboneConfig(name="test_resnet", weights="none")
+    backbone = load_backbone(tiny, PreprocessConfig(size=32), FeaturesConfig())
+    monkeypatch.setattr(backbone.network, "forward_features", lambda x: [x, x])
+    with pytest.raises(RecipeError, match="does not show its positions"):
+        backbone.tokens(backbone.blank())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tests.tiny import NAMES, one_thread, save_pictures, tiny_model, tiny_recipe
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from polytag import finetune as module
-from polytag.config import LossConfig, SplitConfig
+from polytag.config import LossConfig, Recipe, SplitConfig
 from polytag.errors import RecipeError, UserError
 from polytag.finetune import Task, check, finetune, make_cell_loss, split_parts
 
@@ -134,3 +136,53 @@ def test_a_training_that_never_began_leaves_no_folder(train, tmp_path):
     with pytest.raises(RecipeError, match=r"fewer blocks"):
         train(tmp_path, changes, recipe="resnet18-head")
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------- what a review has found
+
+
+def test_stages_of_one_name_are_refused():
+    recipe = tiny_recipe({}).model_dump()
+    recipe["stages"] = [recipe["stages"][0]] * 2
+    with pytest.raises(RecipeError, match="two stages have one name"):
+        check(Recipe.model_validate(recipe))
+
+
+def test_too_many_frozen_blocks_of_any_stage_are_refused_before_a_picture_is_read(
+    train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("polytag.train.usable_rows", None)  # it would fail, were it called
+    with pytest.raises(RecipeError, match="fewer blocks than are to be frozen"):
+        train(tmp_path, recipe="efficientnet-b0-two-stage")
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_the_choosing_rows_have_no_macro_ap_their_loss_chooses(train, world, tmp_path):
+    table = world.table().select(range(14))
+    changes = {"split.choose": 0.1, "head.init": "random", "stages.*.epochs": 2}
+    run = train(tmp_path, changes | {"preprocess.size": 32}, table=table, recipe="finetune")
+    rows = read_history(run)
+    losses = [float(row["validation_loss"]) for row in rows]
+    assert all(row["macro_ap"] == "" for row in rows)
+    assert run.metrics["best_epoch"] == f"later blocks {1 + int(np.argmin(losses))}"
+
+
+def test_weights_that_are_no_numbers_end_no_run(train, tmp_path):
+    changes = {
+        "split.choose": 0.0,
+        "training.keep": "last",
+        "training.warmup": 0.0,
+        "head.init": "random",
+        "training.batch": 500,
+        "stages.*.lr": 1e30,
+        "stages.*.backbone_lr": 1e30,
+        "stages.*.epochs": 1,
+    }
+    with pytest.raises(UserError, match="weights that are no numbers"):
+        train(tmp_path, changes, recipe="finetune")
+    assert not list(tmp_path.rglob("model.onnx"))
+
+
+def read_history(run):
+    with (run.path / "history.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["epoch"]]

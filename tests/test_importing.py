@@ -219,6 +219,15 @@ def test_a_training_that_normalised_otherwise_can_say_so(tmp_path, not_exported,
     np.testing.assert_allclose(in_torch(run, pictures()), wanted, atol=1e-5)
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    network = timm_network("test_resnet")
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = torch.nan
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    with pytest.raises(ModelError, match="weights that are no numbers"):
+        imported(tmp_path / "own.pth", tmp_path / "runs")
+
+
 def test_torchvisions_own_dropout_and_half_precision_are_no_obstacle(tmp_path, not_exported):
     network = torchvision_network("resnet18", nn.Sequential(nn.Dropout(0.4), nn.Linear(512, 3)))
     torch.save({k: v.half() for k, v in network.state_dict().items()}, tmp_path / "own.pth")

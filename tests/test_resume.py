@@ -75,12 +75,15 @@ def facts(loop) -> tuple[Any, ...]:
     return history.losses, history.rates, history.stages, epochs, best
 
 
-@pytest.fixture(scope="module", params=RECIPES)
-def whole(request, parts):
-    """A training that nobody interrupted."""
-    loop = begin(parts, request.param)
-    loop.run()
-    return request.param, facts(loop), copied(loop.model.state_dict())
+@pytest.fixture(scope="module")
+def wholes(parts):
+    """Of each recipe, what a training ends with that nobody interrupts."""
+    ends = {}
+    for kind in RECIPES:
+        loop = begin(parts, kind)
+        loop.run()
+        ends[kind] = facts(loop), copied(loop.model.state_dict())
+    return ends
 
 
 class KilledError(Exception):
@@ -98,50 +101,49 @@ def die_at(loop, step: int) -> None:
     before_each_step(loop, die)
 
 
-def test_the_recipe_of_these_tests_uses_what_it_names(whole):
-    kind, (_, rates, stages, epochs, best), _ = whole
-    if kind == "everything":
-        assert len(set(rates)) > 2  # two stages, and one of them lowered
-        assert 2 < len(epochs) < 8 and len(stages) == 3 * len(epochs)  # stopped early
-        assert best is not None
+def test_the_recipe_of_these_tests_uses_what_it_names(wholes):
+    (_, rates, stages, epochs, best), _ = wholes["everything"]
+    assert len(set(rates)) > 2  # two stages, and one of them lowered
+    assert 2 < len(epochs) < 8 and len(stages) == 3 * len(epochs)  # stopped early
+    assert best is not None
 
 
-@pytest.mark.parametrize("step", [0, 3, 5, 6, 10])  # 3: an epoch is done, 6: a stage
-def test_a_training_goes_on_bit_for_bit(parts, whole, tmp_path, step):
-    kind, expected, weights = whole
+WHERE = [("everything", step) for step in (2, 3, 6, 10)]  # 3: an epoch is done, 6: a stage
+
+
+@pytest.mark.parametrize("kind, step", [*WHERE, ("sgd, one cycle", 7)])
+def test_a_training_goes_on_bit_for_bit(parts, wholes, tmp_path, kind, step):
     loop = begin(parts, kind, tmp_path)
     die_at(loop, step)
     with pytest.raises(KilledError):
         loop.run()
     again = begin(parts, kind, tmp_path)
     again.run(resume=True)
-    assert facts(again) == expected
-    assert the_same(again.model.state_dict(), weights)
+    assert facts(again) == wholes[kind][0]
+    assert the_same(again.model.state_dict(), wholes[kind][1])
 
 
-def test_what_was_not_saved_is_done_again(parts, whole, tmp_path):
+def test_what_was_not_saved_is_done_again(parts, wholes, tmp_path):
     """Checkpoints after epochs only: four steps done, one of them for nothing."""
-    kind, expected, weights = whole
     changes = {"training.checkpoint_minutes": 5.0}
-    loop = begin(parts, kind, tmp_path, **changes)
+    loop = begin(parts, "sgd, one cycle", tmp_path, **changes)
     die_at(loop, 4)
     with pytest.raises(KilledError):
         loop.run()
     assert len(read_checkpoint(tmp_path, loop.made_of)[0]["history"]["losses"]) == 3
-    again = begin(parts, kind, tmp_path, **changes)
+    again = begin(parts, "sgd, one cycle", tmp_path, **changes)
     again.run(resume=True)
-    assert facts(again) == expected
-    assert the_same(again.model.state_dict(), weights)
+    assert facts(again) == wholes["sgd, one cycle"][0]
+    assert the_same(again.model.state_dict(), wholes["sgd, one cycle"][1])
 
 
-def test_when_all_is_trained_only_the_end_is_done_again(parts, whole, tmp_path):
-    kind, expected, weights = whole
-    begin(parts, kind, tmp_path).run()
-    again = begin(parts, kind, tmp_path)
+def test_when_all_is_trained_only_the_end_is_done_again(parts, wholes, tmp_path):
+    begin(parts, "everything", tmp_path).run()
+    again = begin(parts, "everything", tmp_path)
     die_at(again, 0)  # no step is taken
     again.run(resume=True)
-    assert facts(again) == expected
-    assert the_same(again.model.state_dict(), weights)
+    assert facts(again) == wholes["everything"][0]
+    assert the_same(again.model.state_dict(), wholes["everything"][1])
 
 
 @pytest.fixture(scope="module")
@@ -336,8 +338,7 @@ def story(tmp_path_factory) -> Story:
     places = [place(run)]
     shutil.copytree(run, early)
     for code in (
-        AFTER.format(count=1, what="die()"),  # the epoch's end
-        AFTER.format(count=3, what="die()"),  # the stage's end
+        AFTER.format(count=4, what="die()"),  # that epoch's end, two steps, the stage's end
         HALF_WRITTEN.format(count=2),  # the second step of the next one
         AT_THE_WEIGHTS,  # all is trained, and the run folder half filled
     ):
@@ -349,9 +350,9 @@ def story(tmp_path_factory) -> Story:
 
 def test_each_process_was_killed_where_it_was_meant_to_be(story):
     killed = -signal.SIGKILL
-    assert [told.code for told in story.answers] == [130, *[killed] * 4, 0], story.answers[-1].err
-    assert story.places[:4] == [(0, 0, 2), (0, 1, 0), (0, 2, 0), (1, 0, 1)]
-    stage, epoch, step = story.places[4]
+    assert [told.code for told in story.answers] == [130, *[killed] * 3, 0], story.answers[-1].err
+    assert story.places[:3] == [(0, 0, 2), (0, 2, 0), (1, 0, 1)]
+    stage, epoch, step = story.places[3]
     assert stage == 1 and epoch > 0 and step == 0
 
 
