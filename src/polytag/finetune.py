@@ -286,12 +286,12 @@ def finetune(
     )
     history = loop.run(resume=resume)
     logits = np.full(task.values.shape, np.nan, dtype=np.float32)
-    held_out = task.pictures("holdout")
-    if len(held_out):
-        logits[task.parts == "holdout"] = loop.predict(held_out)
-    if not all_finite(model.state_dict().values()) or np.isinf(logits).any():
+    judged = task.parts == "holdout"
+    if judged.any():
+        logits[judged] = loop.predict(task.pictures("holdout"))
+    if not all_finite(model.state_dict().values()) or not np.isfinite(logits[judged]).all():
         raise UserError(
-            "training left weights that are no numbers",
+            "training left weights that are no numbers, or answer none",
             fix="lower the learning rate (--set 'stages.*.lr=...') or set training.clip=1",
         )
     return Tuned(model.cpu().eval(), history, logits)
