@@ -162,10 +162,7 @@ def _fit(
     _trainable(table)
     if not resuming:
         runs.check_run_name(place.runs, place.name)
-    backbone = load_backbone(chosen.backbone, chosen.preprocess, chosen.features, chosen.seed)
-    if chosen.method == "finetune":
-        for stage in chosen.stages:
-            frozen_depth(backbone, stage.frozen)
+    backbone = _load(chosen)
     from_probe = chosen.method == "probe" or (chosen.head.init == "probe" and not resuming)
     extractor = make_extractor(backbone, chosen.features, chosen.device) if from_probe else None
     recipe = _resolved(chosen, backbone, extractor, table, images)
@@ -206,6 +203,14 @@ def _fit(
         seconds=time.perf_counter() - start,
     )
     return _leave(outcome, place)
+
+
+def _load(recipe: Recipe) -> Backbone:
+    """Return the backbone, if it has as many blocks as are to be frozen."""
+    backbone = load_backbone(recipe.backbone, recipe.preprocess, recipe.features, recipe.seed)
+    for stage in recipe.stages if recipe.method == "finetune" else ():
+        frozen_depth(backbone, stage.frozen)
+    return backbone
 
 
 def _check(recipe: Recipe) -> None:
