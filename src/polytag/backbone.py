@@ -63,6 +63,7 @@ class Backbone(nn.Module):
         spec: How a picture becomes the square that ``forward`` takes.
         licence: Licence of the weights as far as it is known, else ``"unknown"``.
         width: D, the number of features.
+        mean_std: What is subtracted from channels in [0, 1], and what they are divided by.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.name, self.spec, self.licence = network, name, spec, licence
-        self.taps = taps
+        self.taps, self.mean_std = taps, mean_std
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in mean_std)
         self.mean: Tensor
         self.std: Tensor

@@ -7,7 +7,8 @@ pictures, varied in the same way; pictures are mixed within a process's share of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -98,7 +99,9 @@ class Feed:
         self.rows_a_step = self.batch * recipe.training.accumulate
         self.steps_an_epoch = -(-len(pictures) // self.rows_a_step)
 
-    def steps(self, stage: int, epoch: int, first: int, losses: Floats) -> Iterator[list[Part]]:
+    def steps(
+        self, stage: int, epoch: int, first: int, losses: Floats
+    ) -> Generator[list[Part], None, None]:
         """Yield this process's parts of an epoch's steps, from step ``first`` on.
 
         Args:
@@ -134,8 +137,9 @@ class Feed:
             )
             for share, positions in zip(shares, seen, strict=True)
         )
-        while step := list(islice(parts, self.recipe.training.accumulate)):
-            yield step
+        with closing(loaded):  # its threads end when nobody asks for more steps
+            while step := list(islice(parts, self.recipe.training.accumulate)):
+                yield step
 
     def _part(
         self, pictures: list[NDArray[np.uint8]], rows: NDArray[np.int64], rng: np.random.Generator

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,8 @@ class Loop:
         set_modes(self.model, freeze_norm=self.config.freeze_norm)
         title = f"{self.stage.name} {self.at.epoch + 1}/{self.stage.epochs}"
         steps = self.feed.steps(self.at.stage, self.at.epoch, self.at.step, self.row_losses)
-        with progress(title, self.steps, "steps", passing=True) as advance:
+        # Closed whatever happens: its threads end with it.
+        with closing(steps), progress(title, self.steps, "steps", passing=True) as advance:
             advance(self.at.step)
             for parts in steps:
                 loss = self._step(parts)
@@ -296,7 +297,7 @@ class Loop:
             [pictures.paths[i] for i in mine], lambda path: preprocess(decode(path), spec)
         )
         answers: list[Tensor] = [torch.zeros((0, pictures.values.shape[1]))]
-        with torch.no_grad():
+        with torch.no_grad(), closing(loaded):
             for batch in batches(loaded, self.config.batch):
                 for _, error in batch.failed:
                     raise error

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -32,7 +32,7 @@ def stream(
     *,
     threads: int | None = None,
     ahead: int = 64,
-) -> Iterator[tuple[T, R | UserError]]:
+) -> Generator[tuple[T, R | UserError], None, None]:
     """Work on items in threads and yield each with its result, in the order they came.
 
     Items are taken from `items` in the caller's thread, never more than `ahead` before the one

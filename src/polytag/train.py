@@ -322,6 +322,8 @@ def _resolved(
             "preprocess.size": spec.size,
             "preprocess.crop_fraction": spec.crop_fraction,
             "preprocess.interpolation": spec.interpolation,
+            "preprocess.mean": backbone.mean_std[0],
+            "preprocess.std": backbone.mean_std[1],
             "data.labels": str(Path(table.source).absolute()) if table.source else "",
             "data.images": str(images.absolute()),
             "data.attributes": table.attributes,
