@@ -205,6 +205,7 @@ def test_ctrl_c_while_waiting_ends_the_process_at_once(tmp_path):
     script.write_text(
         "import time, itertools, signal, threading, os\n"
         "from polytag.pipeline import stream\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells ignore it behind &
         "threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
         "try:\n"
         "    for _ in stream(itertools.count(), lambda _: time.sleep(0.2), threads=2): pass\n"
