@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from polytag.errors import UserError
-from polytag.images import content_hash, decode
+from polytag.images import decode
 from polytag.losses import split_values
-from polytag.pictures import Rows, locate, rows_without
-from polytag.pipeline import stream
+from polytag.pictures import locate
 from polytag.preprocess import PreprocessSpec, preprocess
-from polytag.progress import progress
 from polytag.table import LabelTable
-
-
-def usable_rows(table: LabelTable, paths: Sequence[Path], errors: Mapping[int, UserError]) -> Rows:
-    """Decode every picture of a table once and return the rows whose picture can be used.
-
-    Args:
-        table: The labels.
-        paths: The file of every row.
-        errors: Rows known to have no picture.
-    """
-    there = [row for row in range(len(table)) if row not in errors]
-    hashes, unusable = [""] * len(table), dict(errors)
-
-    def check(row: int) -> str:
-        decode(paths[row])
-        return content_hash(paths[row])
-
-    with progress("checking", len(there), "pictures") as advance:
-        for row, result in stream(there, check):
-            if isinstance(result, UserError):
-                unusable[row] = result
-            else:
-                hashes[row] = result
-            advance(1)
-    return rows_without(table, paths, hashes, unusable)
+from polytag.usable import usable_rows
 
 
 class LabelDataset(Dataset[tuple[Any, Tensor, Tensor]]):

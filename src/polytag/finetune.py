@@ -126,7 +126,7 @@ def train(given: Prepared) -> Trained:
     finally:
         if is_main() and not (run / "checkpoint.safetensors").is_file():
             shutil.rmtree(run, ignore_errors=True)
-    counts = {part: int((parts == part).sum()) for part in ("train", "choose", "holdout")}
+    counts = {part: int((parts == part).sum()) for part in PARTS}
     best = tuned.history.best
     kept = best or tuned.history.epochs[-1]
     held_out = counts["holdout"]

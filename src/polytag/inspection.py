@@ -9,12 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from polytag.errors import UserError
-from polytag.images import content_hash, decode
-from polytag.pictures import Skipped, locate, skipped_rows
-from polytag.pipeline import stream
-from polytag.progress import progress
+from polytag.pictures import Skipped, locate
 from polytag.table import LabelTable
+from polytag.usable import usable_rows
 
 _LISTED = 10  # skipped pictures shown as text; JSON has them all
 _ROWS = 3
@@ -97,27 +94,15 @@ def inspect_data(table: LabelTable, images: str | os.PathLike[str]) -> Inspectio
     Raises:
         UserError: There is no such folder, or a name leads out of it.
     """
-    paths, errors = locate(table, Path(images))
-    there = [row for row in range(len(table)) if row not in errors]
-    hashes: dict[int, str] = {}
-
-    def look(row: int) -> str:
-        decode(paths[row], name=table.images[row])
-        return content_hash(paths[row])
-
-    with progress("reading", len(there), "pictures") as advance:
-        for row, result in stream(there, look):
-            if isinstance(result, UserError):
-                errors[row] = result
-            else:
-                hashes[row] = result
-            advance(1)
-    repeated = [text for text, count in Counter(hashes.values()).items() if count > 1]
+    rows = usable_rows(table, *locate(table, Path(images)))
+    names, hashes = rows.table.images, rows.hashes
+    repeated = [text for text, count in Counter(hashes).items() if count > 1]
     return Inspection(
         table=table,
         usable=len(hashes),
-        skipped=skipped_rows(table, errors),
+        skipped=rows.skipped,
         identical=[
-            [table.images[row] for row, text in hashes.items() if text == same] for same in repeated
+            [name for name, text in zip(names, hashes, strict=True) if text == same]
+            for same in repeated
         ],
     )

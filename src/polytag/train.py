@@ -18,7 +18,6 @@ from polytag.artefacts import Outcome, write_run
 from polytag.backbone import Backbone, load_backbone, resolve_device
 from polytag.checkpoint import interrupted
 from polytag.config import Recipe, load_recipe
-from polytag.dataset import usable_rows
 from polytag.errors import ModelError, RecipeError, UserError
 from polytag.features import Extractor, make_extractor, rows_with_features
 from polytag.files import remove_remains
@@ -30,6 +29,7 @@ from polytag.processes import from_main
 from polytag.results import Evaluation
 from polytag.table import LabelTable, read_table
 from polytag.trainable import frozen_depth
+from polytag.usable import usable_rows
 
 METHODS = {"probe": probe.train, "finetune": finetune.train}
 log = logging.getLogger("polytag")
