@@ -86,12 +86,25 @@ def roc_auc(pairs: list[tuple[float, float]]) -> float | None:
     return won / (len(present) * len(absent))
 
 
+def calibration_error(pairs: list[tuple[float, float]], bins: int = 10) -> float:
+    """Sum over bins of |sum of (value - score)| / cells; equal scores go where their middle lies.
+
+    The cells in order of their scores fill the bins one after the other, equally many in each.
+    """
+    gaps = [0.0] * bins
+    for v, s in pairs:
+        middle = sum(1 for _, t in pairs if t < s) + sum(1 for _, t in pairs if t == s) / 2
+        gaps[math.floor(middle * bins / len(pairs))] += v - s
+    return sum(abs(gap) for gap in gaps) / len(pairs)
+
+
 def attribute(pairs: list[tuple[float, float]], threshold: float) -> dict[str, tuple | None]:
     """Return for each metric (value, chance), None where it is not defined."""
     tp, fp, fn, tn = counts(pairs, threshold)
     n = len(pairs)
     if n == 0:
-        return dict.fromkeys(("ap", "auc", "f1", "precision", "recall", "accuracy"))
+        names = ("ap", "auc", "f1", "precision", "recall", "accuracy")
+        return dict.fromkeys((*names, "balanced_accuracy", "brier", "ece"))
     p = (tp + fn) / n
     some = tp + fn > 0 and tn + fp > 0  # both classes
     auc = roc_auc(pairs)
@@ -102,6 +115,9 @@ def attribute(pairs: list[tuple[float, float]], threshold: float) -> dict[str, t
         "precision": (tp / (tp + fp), p) if some and tp + fp else None,
         "recall": (tp / (tp + fn), (tp + fp) / n) if some else None,
         "accuracy": ((tp + tn) / n, max(p, 1 - p)),
+        "balanced_accuracy": ((tp / (tp + fn) + tn / (tn + fp)) / 2, 0.5) if some else None,
+        "brier": (sum((v - s) ** 2 for v, s in pairs) / n, p * (1 - p)),
+        "ece": (calibration_error(pairs), 0.0),
     }
 
 
@@ -220,3 +236,51 @@ def mean_loss(cells: Table, values: Table, per: str) -> float:
         return math.fsum(means) / len(means) if means else 0.0
     known = [loss for column in columns for loss in column]
     return math.fsum(known) / len(known) if known else 0.0
+
+
+# ------------------------------------------------------------------------------------- intervals
+
+
+def delong_variance(pairs: list[tuple[float, float]]) -> float:
+    """Variance of an AUC from every (present, absent) pair, as DeLong et al. define it."""
+    present = [s for v, s in pairs if v == 1]
+    absent = [s for v, s in pairs if v == 0]
+    won = [[1.0 if p > a else 0.5 if p == a else 0.0 for a in absent] for p in present]
+    of_present = [sum(row) / len(absent) for row in won]
+    of_absent = [sum(row[j] for row in won) / len(present) for j in range(len(absent))]
+
+    def spread(numbers: list[float]) -> float:
+        mean = sum(numbers) / len(numbers)
+        return sum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1)
+
+    return spread(of_present) / len(present) + spread(of_absent) / len(absent)
+
+
+def weighted(
+    cells: list[tuple[float, float, bool, float]],
+) -> dict[str, float]:
+    """Return metrics of cells (value, score, decided present, weight) of both classes."""
+
+    def mass(chosen: Callable[[float, float, bool], bool]) -> float:
+        return math.fsum(w for v, s, d, w in cells if chosen(v, s, d))
+
+    tp, fp = mass(lambda v, s, d: d and v == 1), mass(lambda v, s, d: d and v == 0)
+    fn, tn = mass(lambda v, s, d: not d and v == 1), mass(lambda v, s, d: not d and v == 0)
+    present, absent = tp + fn, fp + tn
+    ap = auc = 0.0
+    for value, score, _, weight in cells:
+        if value == 1:
+            above = mass(lambda v, s, d, at=score: s >= at)
+            ap += weight / present * mass(lambda v, s, d, at=score: v == 1 and s >= at) / above
+            beaten = mass(lambda v, s, d, at=score: v == 0 and s < at)
+            equal = mass(lambda v, s, d, at=score: v == 0 and s == at)
+            auc += weight / present * (beaten + equal / 2) / absent
+    return {
+        "ap": ap,
+        "auc": auc,
+        "f1": 2 * tp / (2 * tp + fp + fn),
+        "recall": tp / present,
+        "accuracy": (tp + tn) / (present + absent),
+        "balanced_accuracy": (tp / present + tn / absent) / 2,
+        "brier": math.fsum(w * (v - s) ** 2 for v, s, _, w in cells) / (present + absent),
+    }

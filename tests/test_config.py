@@ -11,7 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from polytag.config import (
     DataConfig,
+    DecisionsConfig,
     Recipe,
+    SplitConfig,
     StageConfig,
     load_recipe,
     parse_changes,
@@ -85,7 +87,7 @@ def test_a_printed_recipe_holds_every_key_each_below_its_meaning():
 def test_a_printed_probe_holds_no_field_that_only_a_network_has():
     sections = [line for line in to_toml(load_recipe("probe")).splitlines() if line[:1] == "["]
     assert [line.split("]")[0].strip("[") for line in sections] == [
-        *("backbone", "preprocess", "features", "probe", "split"),
+        *("backbone", "preprocess", "features", "probe", "split", "decisions"),
     ]
 
 
@@ -138,7 +140,15 @@ recipes = st.builds(
     title=texts,
     description=texts,
     seed=st.integers(0, 2**63 - 1),
-    threshold=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    decisions=st.builds(
+        DecisionsConfig,
+        target=st.floats(0, 1, exclude_min=True, exclude_max=True) | texts,
+        max_error=st.floats(0, 0.5, exclude_max=True),
+        confidence=st.floats(0.5, 1, exclude_min=True, exclude_max=True),
+    ),
+    split=st.builds(
+        SplitConfig, holdout=st.just("folds") | st.floats(0, 0.9), group_by=texts, given=texts
+    ),
     data=st.builds(DataConfig, labels=texts, attributes=st.lists(texts, max_size=4).map(tuple)),
 )
 
@@ -193,11 +203,13 @@ def test_a_recipe_itself_can_be_given_with_changes():
     [
         ("sed", "did you mean 'seed'?"),
         ("probe.l2_gird", "did you mean 'l2_grid'?"),
+        ("threshold", "known: augment, backbone, data, decisions"),
+        ("decisions.threshold", "known: calibrate, confidence, max_error, target"),
         ("probe.l3", "known: l2, l2_grid, max_iterations"),
         ("backbone.weight", "did you mean 'weights'?"),
         ("prob.l2", "did you mean 'probe'?"),
         ("data.label", "did you mean 'labels'?"),
-        ("zzz", "known: augment, backbone, data, description"),
+        ("zzz", "known: augment, backbone, data, decisions, description"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(key, hint):
@@ -211,9 +223,14 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(key, hint):
     [
         ("seed", -1),
         ("seed", 1.5),
-        ("threshold", 0),
-        ("threshold", 1),
-        ("threshold", float("nan")),
+        ("decisions.calibrate", "isotonic"),
+        ("decisions.target", 0),
+        ("decisions.target", 1),
+        ("decisions.target", float("nan")),
+        ("decisions.max_error", -0.1),
+        ("decisions.max_error", 0.5),
+        ("decisions.confidence", 0.5),
+        ("decisions.confidence", 1),
         ("method", "magic"),
         ("backbone.name", 3),
         ("preprocess.size", 7),
@@ -239,6 +256,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(key, hint):
         ("split.folds", 2),
         ("split.folds", 51),
         ("split.folds", "five"),
+        ("split.holdout", "parts"),
+        ("split.holdout", 0.91),
+        ("split.holdout", -0.1),
+        ("split.group_by", 3),
+        ("split.given", ["fold"]),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_key_and_what_was_expected(key, value):

@@ -28,6 +28,7 @@ from polytag.features import (
     torch_engine,
 )
 from polytag.images import content_hash, decode
+from polytag.looks import look
 from polytag.preprocess import preprocess
 
 TOLERANCE = 1e-4  # between engines; features here are at most 3
@@ -100,7 +101,7 @@ def shards(cache: Path) -> list[Path]:
 def test_features_are_the_engines_for_each_picture_and_its_mirror_image(
     counted, pictures, backbone
 ):
-    features, hashes, errors = extract(pictures, counted.of)
+    features, hashes, errors, looks = extract(pictures, counted.of)
     images = np.stack([preprocess(decode(path), backbone.spec) for path in pictures])
     engine = onnx_engine(counted.of.graph)
     assert features.shape == (10, 2, backbone.width) and features.dtype == np.float32
@@ -109,6 +110,7 @@ def test_features_are_the_engines_for_each_picture_and_its_mirror_image(
     np.testing.assert_allclose(features[:, 1], engine(mirrored), atol=1e-6)
     assert hashes == [content_hash(path) for path in pictures]
     assert errors == {}
+    assert np.array_equal(looks, [look(decode(path)) for path in pictures])
 
 
 def test_the_flipped_view_is_the_plain_view_of_the_mirrored_picture(counted, pictures, tmp_path):
@@ -157,11 +159,11 @@ def test_a_picture_that_is_missing_or_broken_has_its_error_and_no_features(count
     content = pictures[3].read_bytes()
     pictures[3].write_bytes(content[: len(content) // 2])
     pictures[5].unlink()
-    features, hashes, errors = extract(pictures, counted.of)
+    features, hashes, errors, looks = extract(pictures, counted.of)
     assert set(errors) == {3, 5}
     assert "3.png" in str(errors[3]) and "5.png" in str(errors[5])
     assert [i for i, text in enumerate(hashes) if not text] == [3, 5]
-    assert np.isnan(features[[3, 5]]).all()
+    assert np.isnan(features[[3, 5]]).all() and not looks[[3, 5]].any()
     good = [i for i in range(10) if i not in errors]
     assert np.isfinite(features[good]).all()
     again = extract([pictures[i] for i in good], counted.of)[0]
@@ -177,13 +179,13 @@ def test_two_broken_pictures_of_equal_bytes_are_two_errors(counted, pictures):
 def test_nothing_but_broken_pictures_is_no_crash(counted, pictures):
     for path in pictures:
         path.write_bytes(b"")
-    features, hashes, errors = extract(pictures, counted.of)
+    features, hashes, errors, _ = extract(pictures, counted.of)
     assert len(features) == len(hashes) == len(errors) == 10
 
 
 def test_no_pictures_give_no_features(counted):
-    features, hashes, errors = extract([], counted.of)
-    assert (len(features), hashes, errors) == (0, [], {})
+    features, hashes, errors, looks = extract([], counted.of)
+    assert (len(features), hashes, errors, looks.shape) == (0, [], {}, (0, 8, 8, 3))
     assert counted.loaded == 0
 
 
@@ -194,7 +196,8 @@ def test_what_comes_from_the_cache_is_what_was_computed_bit_for_bit(counted, pic
     fresh = extract(pictures, counted.of)
     kept = extract(pictures, counted.of)
     assert fresh[0].tobytes() == kept[0].tobytes()
-    assert fresh[1:] == kept[1:]
+    assert fresh[1:3] == kept[1:3]
+    assert fresh.looks.any() and np.array_equal(fresh.looks, kept.looks)
 
 
 def test_a_second_extraction_computes_nothing_and_loads_no_engine(counted, pictures):
@@ -227,10 +230,11 @@ def test_a_picture_under_another_name_or_twice_is_not_computed_again(counted, pi
     extract(pictures, counted.of)
     copy = shutil.copy(pictures[2], tmp_path / "copy.png")
     counted.pictures = 0
-    features, hashes, _ = extract([*pictures, copy, pictures[2]], counted.of)
+    features, hashes, _, looks = extract([*pictures, copy, pictures[2]], counted.of)
     assert counted.pictures == 0
     assert hashes[2] == hashes[10] == hashes[11]
     assert np.array_equal(features[2], features[10]) and np.array_equal(features[2], features[11])
+    assert np.array_equal(looks[2], looks[10]) and np.array_equal(looks[2], looks[11])
 
 
 def test_identical_pictures_are_computed_once_also_when_they_are_new(counted, pictures, tmp_path):
@@ -347,7 +351,9 @@ def test_a_process_killed_in_the_middle_of_writing_leaves_a_cache_that_reads(
             "        os.kill(os.getpid(), signal.SIGKILL)\n"
             "np.save = half\n"
             "store = FeatureStore(pathlib.Path(sys.argv[1]))\n"
-            "store.add(sys.argv[2:], np.ones((len(sys.argv) - 2, 2, 896), np.float32))\n",
+            "count = len(sys.argv) - 2\n"
+            "features = np.ones((count, 2, 896), np.float32)\n"
+            "store.add(sys.argv[2:], features, np.zeros((count, 8, 8, 3), np.uint8))\n",
             *(str(folder), *map(content_hash, pictures[4:])),
         ],
         timeout=60,
@@ -394,6 +400,10 @@ def test_two_processes_can_fill_one_cache_at_once(counted, pictures, own_cache, 
         np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
 
 
+def with_another_bit(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+
+
 DAMAGES = {
     "cut in half": lambda content: content[: len(content) // 2],
     "cut in its header": lambda content: content[:20],
@@ -402,7 +412,9 @@ DAMAGES = {
     "a zip archive's beginning": lambda content: b"PK\x03\x04" + content[4:],
     "text": lambda content: b"<html>not found</html>",
     "a header of nonsense": lambda content: content[:10] + b"#" * 60 + content[70:],
-    "a bit of a feature": lambda content: content[:-9] + bytes([content[-9] ^ 64]) + content[-8:],
+    "a bit of a feature": lambda content: with_another_bit(content, len(content) - 9),
+    # The look stands before the features, which are 2 views of 896 numbers of 4 bytes.
+    "a bit of a look": lambda content: with_another_bit(content, len(content) - 2 * 896 * 4 - 9),
 }
 
 
@@ -412,7 +424,7 @@ def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
 ):
     extract(pictures[:5], counted.of)
     good = extract(pictures[5:], counted.of)[0]
-    fresh = extract(pictures, counted.of)[0]
+    fresh = extract(pictures, counted.of)
     counted.pictures = 0
     victim = next(
         shard
@@ -421,11 +433,12 @@ def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
     )
     victim.write_bytes(DAMAGES[damage](victim.read_bytes()))
     with caplog.at_level(logging.WARNING, "polytag"):
-        again = extract(pictures, counted.of)[0]
+        again = extract(pictures, counted.of)
     assert str(victim) in caplog.text and caplog.text.count("\n") == 1
     assert 0 < counted.pictures <= 10  # of the shard's five pictures, none of the other shard's
-    assert again.tobytes() == fresh.tobytes()
-    assert np.array_equal(again[5:], good)
+    assert again.features.tobytes() == fresh.features.tobytes()
+    assert np.array_equal(again.looks, fresh.looks)
+    assert np.array_equal(again.features[5:], good)
 
 
 def test_a_foreign_array_in_the_cache_is_left_out(counted, pictures, own_cache, caplog):
@@ -453,9 +466,25 @@ def test_a_store_keeps_its_rows_after_it_is_closed(tmp_path):
     hashes = [f"{i:064x}" for i in range(7)]
     rows = rng.normal(size=(7, 2, 5)).astype(np.float32)
     store = FeatureStore(tmp_path / "key")
-    store.add(hashes[:3], rows[:3])
-    store.add(hashes[3:], rows[3:])
+    looks = rng.integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    store.add(hashes[:3], rows[:3], looks[:3])
+    store.add(hashes[3:], rows[3:], looks[3:])
     for each in (store, FeatureStore(tmp_path / "key")):
         assert all(text in each for text in hashes) and "ab" * 32 not in each
-        found = each.read([*hashes[::-1], ""])
+        found, seen = each.read([*hashes[::-1], ""])
         assert np.array_equal(found[:-1], rows[::-1]) and np.isnan(found[-1]).all()
+        assert np.array_equal(seen[:-1], looks[::-1]) and not seen[-1].any()
+
+
+def test_a_shard_of_an_older_format_is_never_read(counted, pictures, own_cache, caplog):
+    fresh = extract(pictures, counted.of)
+    folder = own_cache / "features" / counted.of.key
+    kind = [("hash", "u1", (32,)), ("check", "<u4"), ("features", "<f4", (2, 896))]
+    old = np.zeros(1, kind)
+    old["hash"][0] = list(bytes.fromhex(content_hash(pictures[0])))
+    np.save(folder / "z.npy", old)  # the last of the shards: its rows would be taken
+    counted.pictures = 0
+    with caplog.at_level(logging.WARNING, "polytag"):
+        again = extract(pictures, counted.of)
+    assert "z.npy" in caplog.text and counted.pictures == 0
+    assert np.array_equal(again.features, fresh.features)

@@ -67,8 +67,8 @@ def test_the_loop_is_given_each_part_for_its_own_purpose(task, monkeypatch):
         rows = np.flatnonzero(task.parts == part)
         assert pictures.paths == [task.paths[row] for row in rows]
         np.testing.assert_array_equal(pictures.values, task.values[rows])
-    judged = ~np.isnan(tuned.logits)
-    assert (judged == (task.parts == "holdout")[:, None]).all()
+    predicted = ~np.isnan(tuned.logits)
+    assert (predicted == (task.parts != "train")[:, None]).all()
     assert not tuned.model.training
 
 
@@ -151,7 +151,7 @@ def test_stages_of_one_name_are_refused():
 def test_too_many_frozen_blocks_of_any_stage_are_refused_before_a_picture_is_read(
     train, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("polytag.train.usable_rows", None)  # it would fail, were it called
+    monkeypatch.setattr("polytag.train.rows_with_features", None)  # it would fail, were it called
     with pytest.raises(RecipeError, match="fewer blocks than are to be frozen"):
         train(tmp_path, recipe="efficientnet-b0-two-stage")
     assert not list(tmp_path.iterdir())

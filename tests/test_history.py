@@ -107,7 +107,7 @@ def test_losses_survive_a_checkpoint_bit_for_bit():
 def test_numbers_on_the_choosing_rows_leave_holes_out():
     values = np.array([[1, 0], [0, NAN], [1, 1], [NAN, 0]], dtype=np.float32)
     logits = np.array([[2, -1], [1, 50], [0.5, 0.2], [-50, -3]], dtype=np.float32)
-    found = validate(("a", "b"), logits, values, 0.5)
+    found = validate(("a", "b"), logits, values)
     p, known = 1 / (1 + np.exp(-logits.astype(float))), ~np.isnan(values)
     assert found.loss == pytest.approx(log_loss(values[known], p[known]))
     each = [average_precision_score(values[known[:, k], k], p[known[:, k], k]) for k in range(2)]
@@ -118,3 +118,29 @@ def test_numbers_on_the_choosing_rows_leave_holes_out():
         np.mean([(right | ~known)[i].all() for i in range(4)])
     )
     assert found.accuracy == pytest.approx([right[known[:, k], k].mean() for k in range(2)])
+
+
+def test_a_history_is_read_back_from_its_rows(tmp_path):
+    kept = history()
+    write_rows(tmp_path / "history.csv", kept.header(), kept.rows())
+    again = History.from_rows(("red", "blue"), read(tmp_path / "history.csv"))
+    assert repr(again.losses) == repr(kept.losses) and repr(again.rates) == repr(kept.rates)
+    assert again.stages == kept.stages
+    # The mean training loss of an epoch is not written; seconds are, to a tenth.
+    expected = [
+        Epoch(each.stage, each.number, each.iteration, NAN, round(each.seconds, 1), each.validation)
+        for each in kept.epochs
+    ]
+    assert repr(again.epochs) == repr(expected)
+    assert again.best is None
+
+
+def test_a_history_without_epochs_or_choosing_rows_is_read_back_too(tmp_path):
+    epoch = Epoch("all", 1, 1, NAN, 1.0, None)
+    for plain in (
+        History(("red",), [0.7], [1e-3], ["all"], [epoch]),
+        History(("red",), [0.7, 0.5], [NAN, NAN], ["probe", "probe"]),
+    ):
+        write_rows(tmp_path / "history.csv", plain.header(), plain.rows())
+        again = History.from_rows(("red",), read(tmp_path / "history.csv"))
+        assert repr(again) == repr(plain)

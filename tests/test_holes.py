@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import reference
 
-from polytag import metrics
+from polytag import metrics, scorecard
 from polytag.losses import LOSSES, average, split_values
 
 THRESHOLDS = [0.5, 0.3, 0.6, 0.5]
@@ -33,9 +33,14 @@ METRICS = {
     "log_loss": metrics.log_loss,
     "hamming_accuracy": lambda v, p: metrics.hamming_accuracy(v, p, THRESHOLDS),
     "exact_match": lambda v, p: metrics.exact_match(v, p, THRESHOLDS),
+    "balanced_accuracy": lambda v, p: metrics.balanced_accuracy(v, p, THRESHOLDS),
     "average_precision": metrics.average_precision,
     "roc_auc": metrics.roc_auc,
+    "brier": metrics.brier,
+    "expected_calibration_error": metrics.expected_calibration_error,
 }
+# Parts of these: the first two tell which cells are known, the others are given those alone.
+PARTS = {"checked", "decisions", "cell_losses", "by_counts", "calibration_bins", "Ranked"}
 
 
 def under_holes(values: np.ndarray, cells: np.ndarray, fill: list[float]) -> np.ndarray:
@@ -50,8 +55,10 @@ def test_every_loss_and_every_metric_is_tested_here():
     assert set(OPTIONS) == set(LOSSES)
     public = {n for n, f in vars(metrics).items() if n[0] != "_" and callable(f)}
     functions = {n for n in public if getattr(metrics, n).__module__ == metrics.__name__}
-    results = {"Value", "Mean", "AttributeMetrics", "Evaluation"}
-    assert functions - results == set(METRICS) | {"evaluate_arrays"}
+    assert functions == set(METRICS) | PARTS
+    others = {n for n, f in vars(scorecard).items() if n[0] != "_" and callable(f)}
+    measuring = {n for n in others if getattr(scorecard, n).__module__ == scorecard.__name__}
+    assert measuring == {"evaluate_arrays", "calibration_interval"}
 
 
 @pytest.mark.parametrize("per", ["cell", "attribute", "none"])
@@ -111,7 +118,7 @@ def test_no_evaluation_sees_a_probability_under_a_hole(case, seed, fill):
     values, probabilities = (np.array(a) for a in reference.draw(case, seed))
 
     def evaluate(probabilities: np.ndarray) -> str:
-        result = metrics.evaluate_arrays(NAMES, values, probabilities, THRESHOLDS, folds=FOLDS)
+        result = scorecard.evaluate_arrays(NAMES, values, probabilities, THRESHOLDS, folds=FOLDS)
         return repr(result)  # every digit of every number, and NaN equal to NaN
 
     assert evaluate(probabilities) == evaluate(under_holes(values, probabilities, fill))

@@ -258,7 +258,7 @@ def run(file: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> po
         file,
         tmp_path_factory.mktemp("imports"),
         attributes=["red", "bright", "a|b"],
-        changes={"preprocess.size": 32, "preprocess.resize": "squash", "threshold": 0.4},
+        changes={"preprocess.size": 32, "preprocess.resize": "squash", "decisions.target": 0.4},
     )
 
 
@@ -305,6 +305,13 @@ def test_the_model_file_says_what_it_is(run):
     assert (info.recipe["method"], info.recipe["backbone"]["name"]) == ("import", "test_resnet")
     assert (info.splits_hash, info.weights_licence) == ("", "unknown")
     assert info.metrics["macro"]["ap"]["value"] is None
+    assert (info.calibration, info.cuts, info.unsure, info.verdicts) == (None, None, {}, {})
+    assert info.recipe["decisions"] | {"confidence": None} == {
+        "calibrate": "none",
+        "target": 0.4,
+        "max_error": 0.0,
+        "confidence": None,
+    }
     assert {"polytag", "torch", "timm"} <= set(info.versions)
 
 
@@ -461,7 +468,10 @@ def test_the_file_of_another_network_is_refused(file, tmp_path):
         ({"changes": {"seed": 1}}, "seed: no effect on an import"),
         ({"changes": {"features.layers": "all"}}, "features.layers: no effect"),
         ({"changes": {"backbone.weights": "hub"}}, "backbone.weights: no effect"),
-        ({"changes": {"threshold": 1.5}}, "threshold cannot have this value"),
+        ({"changes": {"decisions.target": 1.5}}, "decisions.target cannot have this value"),
+        ({"changes": {"decisions.target": "f1"}}, "no labels to choose a threshold by; got 'f1'"),
+        ({"changes": {"decisions.calibrate": "auto"}}, "decisions.calibrate: no effect"),
+        ({"changes": {"decisions.max_error": 0.1}}, "decisions.max_error: no effect"),
         ({"changes": {"preprocess.sise": 32}}, "did you mean 'size'"),
     ],
 )

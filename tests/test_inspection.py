@@ -1,8 +1,13 @@
 """What `inspect` finds in the drawn world, in words and as JSON."""
 
+import io
 import json
 
+from PIL import Image, ImageOps
+
+from polytag.drawing import draw_picture
 from polytag.inspection import inspect_data
+from polytag.table import LabelTable
 
 
 def test_it_counts_rows_cells_and_pictures(world):
@@ -34,3 +39,21 @@ def test_it_says_what_every_cell_became_and_fits_eighty_columns(world, monkeypat
     lines = inspect_data(table, world.images).to_text().splitlines()
     assert [line for line in lines if len(line) > 80 and str(world.labels) not in line] == []
     assert any("'NA' = not known" in line for line in lines)
+
+
+def test_it_names_pictures_that_were_only_saved_differently(tmp_path):
+    drawn = [Image.open(io.BytesIO(draw_picture(5, index))) for index in range(3)]
+    for name, image in zip("abc", drawn, strict=True):
+        image.save(tmp_path / f"{name}.png")
+    drawn[0].reduce(2).save(tmp_path / "small.jpg")
+    ImageOps.mirror(drawn[1]).save(tmp_path / "turned.jpg", quality=50)
+    (tmp_path / "copy of c.png").write_bytes((tmp_path / "c.png").read_bytes())
+    names = ["a.png", "b.png", "c.png", "small.jpg", "turned.jpg", "copy of c.png"]
+    table = LabelTable.from_rows(names, ["red"], [[1], [0]] * 3)
+    found = inspect_data(table, tmp_path)
+    assert found.identical == [["c.png", "copy of c.png"]]
+    assert found.similar == [["a.png", "small.jpg"], ["b.png", "turned.jpg"]]
+    assert found.to_dict()["similar"] == found.similar
+    told = "groups of one picture saved in different ways: 2 (4 rows), such as a.png = small.jpg"
+    assert told in " ".join(found.to_text().split())
+    assert inspect_data(table.select([0, 1, 2]), tmp_path).similar == []

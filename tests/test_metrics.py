@@ -13,14 +13,19 @@ from tests import reference
 
 from polytag.errors import UserError
 from polytag.metrics import (
-    METRICS,
+    Ranked,
     average_precision,
-    evaluate_arrays,
+    balanced_accuracy,
+    brier,
+    calibration_bins,
     exact_match,
+    expected_calibration_error,
     hamming_accuracy,
     log_loss,
     roc_auc,
 )
+from polytag.results import METRICS
+from polytag.scorecard import evaluate_arrays
 
 NAN = math.nan
 NAMES = ["hat", "scarf", "tie", "coat"]
@@ -106,6 +111,11 @@ def test_without_holes_everything_equals_scikit_learn(case, seed, dtype):
         assert measured.f1.value == pytest.approx(sk.f1_score(y, d), abs=1e-12)
         assert measured.recall.value == pytest.approx(sk.recall_score(y, d), abs=1e-12)
         assert measured.accuracy.value == pytest.approx(sk.accuracy_score(y, d), abs=1e-12)
+        balanced = sk.balanced_accuracy_score(y, d)
+        assert measured.balanced_accuracy.value == pytest.approx(balanced, abs=1e-12)
+        # scikit-learn subtracts in float32 what comes in float32
+        squares = sk.brier_score_loss(y, p.astype(np.float64))
+        assert measured.brier.value == pytest.approx(squares, abs=1e-12)
         if d.any():
             assert measured.precision.value == pytest.approx(sk.precision_score(y, d), abs=1e-12)
     assert result.hamming.value == pytest.approx(1 - sk.hamming_loss(values, decided), abs=1e-12)
@@ -147,20 +157,27 @@ def one_attribute(values, probabilities, **options):
     return evaluate_arrays(["hat"], *columns, [0.5], **options).attributes[0]
 
 
-def test_without_a_present_cell_only_the_accuracy_is_left():
+BOTH_CLASSES = ("ap", "auc", "f1", "precision", "recall", "balanced_accuracy")
+
+
+def test_without_a_present_cell_only_what_each_cell_has_is_left():
     result = one_attribute([0, 0, NAN, 0], [0.9, 0.1, 0.9, 0.2])
-    for metric in ("ap", "auc", "f1", "precision", "recall"):
+    for metric in BOTH_CLASSES:
         assert math.isnan(getattr(result, metric).value)
         assert getattr(result, metric).reason == "no present cell among 3 known"
     assert (result.accuracy.value, result.accuracy.chance) == (pytest.approx(2 / 3), 1)
+    assert (result.brier.value, result.brier.chance) == (pytest.approx(0.86 / 3), 0)
+    assert (result.ece.value, result.ece.chance) == (pytest.approx(1.2 / 3), 0)
 
 
-def test_without_an_absent_cell_only_the_accuracy_is_left():
+def test_without_an_absent_cell_only_what_each_cell_has_is_left():
     result = one_attribute([1, 1, NAN], [0.9, 0.1, 0.2])
-    for metric in ("ap", "auc", "f1", "precision", "recall"):
+    for metric in BOTH_CLASSES:
         assert math.isnan(getattr(result, metric).value)
         assert getattr(result, metric).reason == "no absent cell among 2 known"
     assert (result.accuracy.value, result.accuracy.chance) == (0.5, 1)
+    assert (result.brier.value, result.brier.chance) == (pytest.approx(0.41), 0)
+    assert (result.ece.value, result.ece.chance) == (pytest.approx(0.5), 0)
 
 
 def test_the_mean_over_folds_has_a_guess_of_its_own_and_leaves_one_class_folds_out():
@@ -273,8 +290,11 @@ def test_the_result_is_json_without_nan_in_the_shape_of_metrics_json(case):
     assert list(content) == ["attributes", "macro", "log_loss", "hamming", "exact_match", "over"]
     assert content["over"] == content["macro"]["ap"]["over"]
     for entry, name in zip(content["attributes"], NAMES, strict=True):
-        assert list(entry) == ["name", "present", "absent", "na", *METRICS, "threshold", "verdict"]
-        assert entry["name"] == name and entry["verdict"] is None
+        counts, judged = ("name", "present", "absent", "na"), ("verdict", "p_value", "p_holm")
+        thresholds = ("threshold", "threshold_low", "threshold_high")
+        assert list(entry) == [*counts, *METRICS, *thresholds, *judged]
+        assert entry["name"] == name
+        assert all(entry[key] is None for key in (*thresholds[1:], *judged))
         for metric in METRICS:
             number = entry[metric]
             assert set(number) == {"value", "chance", "reason", "low", "high"}
@@ -326,10 +346,10 @@ def test_a_reason_for_an_attribute_that_was_trained_is_refused(name):
 
 
 def test_wrong_shapes_are_refused_by_every_function():
-    for metric in (log_loss, average_precision, roc_auc):
+    for metric in (log_loss, average_precision, roc_auc, brier, expected_calibration_error):
         with pytest.raises(UserError):
             metric([[1, 0]], [[0.5]])
-    for metric in (hamming_accuracy, exact_match):
+    for metric in (hamming_accuracy, exact_match, balanced_accuracy):
         with pytest.raises(UserError):
             metric([[1, 0]], [[0.5, 0.5]], [0.5])
 
@@ -363,3 +383,76 @@ def test_blind_guesses_on_many_rows_score_chance_without_warnings():
         warnings.simplefilter("error")
         result = evaluate_arrays(NAMES, values, rng.random((20_000, 4)), THRESHOLDS)
     assert all(abs(a.auc.value - 0.5) < 0.02 for a in result.attributes)
+
+
+def test_calibrated_probabilities_have_no_calibration_error_and_constant_ones_their_gap():
+    values = np.repeat([1.0, 0, 1, 0], [30, 10, 20, 20])[:, None]
+    scores = np.repeat([0.75, 0.5], 40)[:, None]
+    assert expected_calibration_error(values, scores)[0] == pytest.approx(0, abs=1e-12)
+    assert expected_calibration_error(values, scores - 0.25)[0] == pytest.approx(0.25)
+    # Half of the cells 0.2 too high, the other half as much too low: nothing cancels.
+    assert expected_calibration_error(values, scores + np.repeat([[0.2], [-0.2]], 40, 0))[
+        0
+    ] == pytest.approx(0.2)
+
+
+def test_calibration_bins_hold_equally_many_cells_and_keep_ties_together():
+    rng = np.random.default_rng(0)
+    assert np.bincount(calibration_bins(rng.random(1000))).tolist() == [100] * 10
+    ties = rng.integers(0, 30, 1000) / 30
+    bins = calibration_bins(ties)
+    assert all(len(np.unique(bins[ties == p])) == 1 for p in np.unique(ties))
+    assert (np.diff(bins[np.argsort(ties)]) >= 0).all()
+    assert calibration_bins(np.array([0.5])).tolist() == [5]
+
+
+@pytest.mark.parametrize("case", ["no holes", "ties"])
+@pytest.mark.parametrize("seed", range(3))
+def test_weighted_metrics_equal_the_reference_and_scikit_learn(case, seed):
+    values, scores = (np.array(a) for a in reference.draw(case, seed))
+    rng = np.random.default_rng(seed)
+    weights = rng.exponential(size=(3, len(values)))
+    for k in range(4):
+        y, p, decided = values[:, k], scores[:, k], scores[:, k] >= THRESHOLDS[k]
+        cells = Ranked(y, p, decided)
+        found, gaps = cells.measure(weights[:, cells.order])
+        for b, w in enumerate(weights):
+            expected = reference.weighted(list(zip(y, p, decided, w, strict=True)))
+            for metric, number in expected.items():
+                assert found[metric][b] == pytest.approx(number, abs=1e-12)
+            weighted = sk.average_precision_score(y, p, sample_weight=w)
+            assert found["ap"][b] == pytest.approx(weighted, abs=1e-12)
+            bins = calibration_bins(p)
+            for j in range(10):
+                gap = (w * (y - p))[bins == j].sum() / w.sum()
+                assert gaps[b, j] == pytest.approx(gap, abs=1e-12)
+
+
+def test_weights_of_one_give_the_numbers_without_weights():
+    values, scores = (np.array(a) for a in reference.draw("ties", 1))
+    for k in range(4):
+        cells = Ranked(values[:, k], scores[:, k], scores[:, k] >= 0.5)
+        found, gaps = cells.measure(np.ones((1, len(values))))
+        each = values[:, [k]], scores[:, [k]]
+        assert found["ap"][0] == pytest.approx(average_precision(*each)[0], abs=1e-12)
+        assert found["auc"][0] == pytest.approx(roc_auc(*each)[0], abs=1e-12)
+        assert found["brier"][0] == pytest.approx(brier(*each)[0], abs=1e-12)
+        assert np.abs(gaps).sum() == pytest.approx(expected_calibration_error(*each)[0], abs=1e-12)
+        balanced = balanced_accuracy(*each, [0.5])[0]
+        assert found["balanced_accuracy"][0] == pytest.approx(balanced, abs=1e-12)
+
+
+def test_rows_may_have_thresholds_of_their_own():
+    values, probabilities = (np.array(a) for a in reference.draw("30 % holes", 4))
+    thresholds = np.random.default_rng(0).random(values.shape)
+    thresholds[np.isnan(values)] = NAN  # nothing is decided there
+    result = evaluate_arrays(NAMES, values, probabilities, thresholds)
+    # A decision by p >= t is one by 1 >= 1/2 or by 0 >= 1/2.
+    decided = np.where(np.isnan(values), NAN, probabilities >= thresholds)
+    same = evaluate_arrays(NAMES, values, np.nan_to_num(decided), np.full(4, 0.5))
+    for measured, expected in zip(result.attributes, same.attributes, strict=True):
+        assert math.isnan(measured.threshold)
+        for metric in ("f1", "precision", "recall", "accuracy", "balanced_accuracy"):
+            assert getattr(measured, metric) == getattr(expected, metric)
+    assert (result.hamming, result.exact_match) == (same.hamming, same.exact_match)
+    assert result.to_dict()["attributes"][0]["threshold"] is None

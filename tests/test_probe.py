@@ -128,10 +128,66 @@ def test_a_feature_that_never_varies_has_no_say():
     np.testing.assert_allclose(head.weight[4], 0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("l2", "expected"), [("auto", 10 + 5 + 1), (0.1, 5 + 1)])
-def test_progress_counts_every_fit(l2, expected):
-    x, values, folds = drawn(rows=60)
+@pytest.mark.parametrize("l2", ["auto", 0.1])
+@pytest.mark.parametrize(("count", "expected"), [(5, 10 + 5 + 1), (3, 3 + 3 + 1)])
+def test_progress_counts_every_fit(l2, count, expected):
+    x, values, _ = drawn(rows=60)
     seen = []
-    config = ProbeConfig(l2=l2)
-    fit_probe(x, values, folds, config, seen.append)
-    assert sum(seen) == expected == fits(config, 5)
+    fit_probe(x, values, np.arange(60) % count, ProbeConfig(l2=l2), seen.append)
+    assert sum(seen) == expected == fits(count)
+
+
+# ------------------------------------------------------------------------- nested predictions
+
+
+@pytest.mark.parametrize("l2", ["auto", 0.05])
+def test_nested_predictions_stand_in_all_rows_but_those_of_their_fold(l2):
+    x, values, folds = drawn(holes=0.2)
+    inner = fit_probe(x, values, folds, ProbeConfig(l2=l2)).inner
+    assert len(inner) == 5
+    for fold, logits in enumerate(inner):
+        assert logits.shape == values.shape
+        np.testing.assert_array_equal(np.isnan(logits).all(axis=1), folds == fold)
+        np.testing.assert_array_equal(np.isnan(logits).any(axis=1), folds == fold)
+
+
+def test_nested_predictions_are_those_of_models_that_saw_neither_fold():
+    x, values, folds = drawn(holes=0.2)
+    fit = fit_probe(x, values, folds, EXACT)
+    for out, own in ((1, 4), (4, 1)):
+        train = (folds != out) & (folds != own)
+        scaler = StandardScaler().fit(x[train, 0].astype(np.float64))
+        for k in range(values.shape[1]):
+            known = train & ~np.isnan(values[:, k])
+            model = LogisticRegression(C=1 / (EXACT.l2 * known.sum()), tol=1e-10, max_iter=5000)
+            model.fit(scaler.transform(x[known, 0].astype(np.float64)), values[known, k])
+            rows = folds == own
+            expected = model.decision_function(scaler.transform(x[rows, 0].astype(np.float64)))
+            np.testing.assert_allclose(fit.inner[out][rows, k], expected, atol=2e-3)
+
+
+def test_labels_of_a_fold_do_not_move_one_bit_of_what_its_thresholds_are_chosen_by():
+    x, values, folds = drawn(holes=0.2)
+    other = values.copy()
+    other[folds == 3] = 1 - other[folds == 3]
+    before, after = (fit_probe(x, v, folds, ProbeConfig()) for v in (values, other))
+    np.testing.assert_array_equal(before.inner[3], after.inner[3])
+    # Nor do a row's nested predictions owe anything to its own fold's labels, but for the penalty.
+    exact = [fit_probe(x, v, folds, EXACT).inner for v in (values, other)]
+    np.testing.assert_array_equal(exact[0][1][folds == 3], exact[1][1][folds == 3])
+    assert np.abs(exact[0][1][folds == 0] - exact[1][1][folds == 0]).max() > 1e-3
+
+
+def test_nested_predictions_have_the_penalty_of_the_fold_that_they_choose_for():
+    x, values, folds = drawn(rows=120, holes=0.2)
+    grid = (3.0, 1.0, 0.3, 0.1, 0.03)
+    found = fit_probe(x, values, folds, EXACT.model_copy(update={"l2": "auto", "l2_grid": grid}))
+    assert len(set(found.l2_of_fold)) > 1
+    alone = {
+        l2: fit_probe(x, values, folds, EXACT.model_copy(update={"l2": l2})).inner for l2 in grid
+    }
+    for fold, chosen in enumerate(found.l2_of_fold):
+        apart = {
+            l2: np.nanmax(np.abs(found.inner[fold] - inner[fold])) for l2, inner in alone.items()
+        }
+        assert apart.pop(chosen) < 5e-3 < 0.05 < min(apart.values())

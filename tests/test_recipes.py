@@ -24,7 +24,8 @@ from torch import nn
 import polytag
 from polytag import augment, finetune, loop, plots
 from polytag.backbone import load_backbone
-from polytag.config import Recipe, load_recipe, recipe_names
+from polytag.calibration import Calibration
+from polytag.config import DecisionsConfig, Recipe, load_recipe, recipe_names
 from polytag.errors import RecipeError, UserError
 from polytag.feed import Feed, Part
 from polytag.finetune import Task, make_cell_loss, split_parts
@@ -422,7 +423,14 @@ def test_a_picture_reaches_the_network_at_224_pixels_with_the_weights_normalisat
 
 @of_all
 def test_an_attribute_is_present_from_a_half_on(name):
-    assert built(name).recipe.threshold == 0.5
+    decisions = built(name).recipe.decisions
+    assert (decisions.calibrate, decisions.target, decisions.max_error) == ("none", 0.5, 0)
+
+
+def test_our_own_recipes_calibrate_and_choose_their_thresholds():
+    for name in ("probe", "finetune"):
+        assert load_recipe(name).decisions == DecisionsConfig()
+    assert (DecisionsConfig().calibrate, DecisionsConfig().target) == ("auto", "f1")
 
 
 # ------------------------------------------------------------------- on a small drawn world
@@ -494,7 +502,12 @@ def assert_onnx_is_torch(run: Run, world: World) -> None:
     spec = model.backbone.spec
     images = np.stack([preprocess(decode(world.path(name)), spec) for name in world.good[:5]])
     with torch.no_grad():
-        wanted = torch.sigmoid(model(torch.from_numpy(images))).numpy()
+        logits = model(torch.from_numpy(images)).numpy()
+    tree = predictor.info.calibration
+    if load_recipe(run.path / "config.toml").decisions.calibrate == "none":
+        assert tree is None
+    calibration = Calibration.from_dict(tree) if tree else Calibration.identity(logits.shape[1])
+    wanted = calibration.probabilities(logits)
     assert wanted.std(axis=0).max() > 1e-4  # what it answers depends on the picture
     np.testing.assert_allclose(predictor.probabilities(images), wanted, atol=1e-4)
 
@@ -513,7 +526,11 @@ def test_every_recipe_trains_from_end_to_end(name, ran, world):
         rates = [stage.lr for stage in recipe.stages for _ in range(steps)]
         assert [float(r["lr"]) for r in history] == pytest.approx(rates)
     info = polytag.load(run).info
-    assert (info.attributes, info.thresholds) == (LEARNT, (0.5,) * 3)
+    chosen = run.metrics["decisions"]["attributes"]
+    assert info.attributes == LEARNT
+    assert info.thresholds == tuple(chosen[attribute]["threshold"] for attribute in LEARNT)
+    if name in PUBLISHED:
+        assert info.thresholds == (0.5,) * 3 and info.calibration is None
     assert info.preprocess.size == 32
     assert_onnx_is_torch(run, world)
 
@@ -693,7 +710,7 @@ class Script:
     scores: list[float]
     logits: list[np.ndarray]
 
-    def __call__(self, names: Any, logits: np.ndarray, values: Any, threshold: float) -> Validation:
+    def __call__(self, names: Any, logits: np.ndarray, values: Any) -> Validation:
         self.logits.append(logits.copy())
         return Validation(self.scores[len(self.logits) - 1], 0.5, 0.5, 0.5, (0.5,) * len(names))
 

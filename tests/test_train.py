@@ -15,14 +15,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 
 import polytag
 from polytag import plots
 from polytag.backbone import load_backbone
-from polytag.config import load_recipe
+from polytag.config import DecisionsConfig, load_recipe
 from polytag.errors import SkippedError, UserError
 from polytag.images import content_hash
+from polytag.rechoose import choose_anew
+from polytag.results import METRICS
 from polytag.runs import Run
 from polytag.table import LabelTable
 
@@ -69,12 +71,15 @@ def strict_json(path: Path) -> Any:
 def test_a_run_folder_is_complete_and_holds_nothing_else(run):
     assert sorted(path.name for path in run.path.iterdir()) == [
         "README.md",
+        "choosing.parquet",
         "config.toml",
         "history.csv",
+        "labels.parquet",
         "loss_curve.png",
         "metrics.json",
         "model.onnx",
         "oof.parquet",
+        "report.html",
         "sample_predictions.png",
         "skipped.csv",
         "splits.csv",
@@ -89,6 +94,7 @@ def test_splits_hold_every_used_picture_with_its_content_its_group_and_its_fold(
     assert list(splits) == world.good
     for name, row in splits.items():
         assert row["content_hash"] == content_hash(world.path(name))
+        assert list(row) == ["image", "content_hash", "alike", "group", "fold"]
     assert {row["fold"] for row in splits.values()} == set("01234")
 
 
@@ -99,7 +105,15 @@ def test_identical_pictures_stay_in_one_fold_even_with_conflicting_labels(run, w
         first["group"],
         first["fold"],
     )
-    assert len({row["group"] for row in splits.values()}) == len(splits) - 1
+    # Nothing but the twin looks like another picture, and no column groups them.
+    for column in ("alike", "group"):
+        assert len({row[column] for row in splits.values()}) == len(splits) - 1
+    assert run.metrics["groups"] == {
+        "count": len(splits) - 1,
+        "identical": {"groups": 1, "rows": 2},
+        "alike": {"groups": 1, "rows": 2},
+        "by": None,
+    }
     folds: dict[str, set[str]] = {}
     for row in splits.values():
         folds.setdefault(row["content_hash"], set()).add(row["fold"])
@@ -133,11 +147,49 @@ def test_out_of_fold_predictions_hold_every_picture_and_learnt_attribute_once(ru
     truth = table["truth"].to_numpy().reshape(-1, 3)
     np.testing.assert_array_equal(truth, world.values[: len(world.good), :3])
     assert table["truth"].null_count() == np.isnan(world.values[: len(world.good), :3]).sum()
-    assert table["probability_raw"].is_between(0, 1).all()
-    assert table["probability_calibrated"].null_count() == len(table)
-    assert table["threshold"].unique().to_list() == [0.5]
+    for column in ("probability_raw", "probability_calibrated", "threshold"):
+        assert table[column].dtype == pl.Float64 and table[column].is_between(0, 1).all()
     splits = splits_of(run)
     assert table["fold"].to_list() == [int(splits[image]["fold"]) for image, _ in pairs]
+    # A fold's rows are decided by thresholds of their own, one an attribute.
+    thresholds = table.select("fold", "attribute", "threshold").unique()
+    assert len(thresholds) == 5 * 3 and thresholds["threshold"].n_unique() > 3
+
+
+def test_what_is_known_of_every_row_is_kept(run, world):
+    table = pl.read_parquet(run.path / "labels.parquet")
+    assert table.columns == ["image", "attribute", "truth"]
+    pairs = list(zip(table["image"], table["attribute"], strict=True))
+    assert pairs == [(name, attribute) for name in world.good for attribute in ATTRIBUTES]
+    truth = table["truth"].cast(pl.Float64).to_numpy().reshape(-1, 5)
+    np.testing.assert_array_equal(truth, world.values[: len(world.good)])
+    assert table["truth"].null_count() == np.isnan(world.values[: len(world.good)]).sum()
+
+
+def test_what_thresholds_are_chosen_by_is_kept_and_none_of_it_is_the_fold_they_judge(run, world):
+    table = pl.read_parquet(run.path / "choosing.parquet")
+    assert table.columns == ["image", "attribute", "fold", "probability"]
+    assert table["probability"].is_between(0, 1).all()
+    fold_of = {image: int(row["fold"]) for image, row in splits_of(run).items()}
+    for fold in (*range(5), None):
+        rows = table.filter(pl.col("fold").eq_missing(fold))
+        pairs = list(zip(rows["image"], rows["attribute"], strict=True))
+        others = [name for name in world.good if fold_of[name] != fold]
+        assert pairs == [(name, attribute) for name in others for attribute in LEARNT]
+    assert len(table) == (4 + 1) * len(world.good) * 3
+
+
+def test_a_folds_probabilities_are_the_raw_ones_calibrated_without_it(run):
+    table = out_of_fold(run)
+    for fold in range(5):
+        for name in LEARNT:
+            cells = table.filter(pl.col("fold") == fold, pl.col("attribute") == name)
+            raw, calibrated = (
+                cells[f"probability_{kind}"].to_numpy() for kind in ("raw", "calibrated")
+            )
+            order = np.argsort(raw)
+            assert (np.diff(calibrated[order]) >= 0).all()  # no order within a fold moves
+    assert (table["probability_raw"] - table["probability_calibrated"]).abs().max() > 0.01
 
 
 def test_skipped_pictures_are_listed_with_their_line_and_their_reason(run, world):
@@ -166,7 +218,8 @@ def test_the_config_has_everything_resolved_that_data_does_not_decide(run, world
     recipe = load_recipe(run.path / "config.toml")
     text = (run.path / "config.toml").read_text(encoding="utf-8")
     autos = [line.partition(" =")[0] for line in text.splitlines() if line.endswith('= "auto"')]
-    assert autos == ["l2"]
+    assert autos == ["l2", "calibrate"]
+    assert recipe.decisions == DecisionsConfig()
     assert (recipe.device, recipe.features.engine, recipe.seed) == ("cpu", "onnxruntime", 42)
     assert (recipe.preprocess.size, recipe.preprocess.interpolation) == (32, "bilinear")
     assert recipe.data.labels == str(world.labels) and recipe.data.images == str(world.images)
@@ -177,9 +230,12 @@ def test_the_card_says_what_how_well_and_what_not(run):
     card = (run.path / "README.md").read_text(encoding="utf-8")
     assert card.startswith("# A drawn world\n")
     ap = run.metrics["macro"]["ap"]
-    assert f"macro AP {ap['value']:.3f} (guessing: {ap['chance']:.3f})" in card
-    for name in ATTRIBUTES:
-        assert f"\n| {name} |" in card
+    interval = f"[{ap['low']:.3f}, {ap['high']:.3f}]"
+    assert f"**Macro AP {ap['value']:.3f} {interval} ({ap['chance']:.3f})**, over 3 of 5" in card
+    for entry in run.metrics["attributes"]:
+        assert f"\n| {entry['name']} | {entry['verdict'] or '-'} | {entry['present']} |" in card
+    assert "calibrated on predictions of rows not trained on; thresholds: f1." in card
+    assert "Unsure" not in card
     assert "- always: one class only" in card and "- never said: no known cell" in card
     assert "polytag predict" in card and "licence" in card
 
@@ -206,12 +262,31 @@ def test_metrics_are_json_with_null_for_what_is_not_known(run):
     assert metrics == run.metrics
     assert [entry["name"] for entry in metrics["attributes"]] == list(ATTRIBUTES)
     for entry in metrics["attributes"]:
-        assert entry["verdict"] is None
-        for metric in ("ap", "auc", "f1", "precision", "recall", "accuracy"):
-            assert {"value", "low", "high", "chance"} <= set(entry[metric])
-            assert entry[metric]["low"] is None and entry[metric]["high"] is None
-            assert (entry[metric]["value"] is None) == (entry["name"] not in LEARNT)
-            assert (entry[metric]["chance"] is None) == (entry["name"] not in LEARNT)
+        learnt = entry["name"] in LEARNT
+        if learnt:
+            assert entry["verdict"].startswith("learnable")
+            assert 0 < entry["p_value"] <= entry["p_holm"] <= 0.05
+        else:
+            assert entry["verdict"].startswith("too few to tell") and entry["p_value"] is None
+        for metric in METRICS:
+            assert {"value", "low", "high", "chance", "reason"} == set(entry[metric])
+            value, low, high = (entry[metric][part] for part in ("value", "low", "high"))
+            assert [value is None, low is None, high is None] == [not learnt] * 3
+            assert not learnt or 0 <= low <= value <= high <= 1
+            assert (entry[metric]["chance"] is None) == (not learnt)
+        chosen = metrics["decisions"]["attributes"].get(entry["name"])
+        assert (chosen is not None) == learnt
+        if learnt:
+            told = [entry[f"threshold{end}"] for end in ("", "_low", "_high")]
+            assert told == [chosen["threshold"], chosen["low"], chosen["high"]]
+            assert told[1] <= told[0] <= told[2]
+    assert {key: metrics["decisions"][key] for key in DecisionsConfig.model_fields} == {
+        "calibrate": "auto",
+        "target": "f1",
+        "max_error": 0.0,
+        "confidence": 0.9,
+    }
+    assert set(metrics["calibration"]) == set(LEARNT)
     assert metrics["over"] == metrics["macro"]["ap"]["over"] == "3 of 5 attributes"
     assert set(metrics["macro"]["ap"]["missing"]) == {"always", "never said"}
     assert metrics["deployed"] == "refitted on all rows"
@@ -232,17 +307,21 @@ def test_metrics_are_those_of_the_out_of_fold_predictions_pooled(run):
     values = []
     for name in LEARNT:
         rows = known.filter(pl.col("attribute") == name)
-        truth, p = rows["truth"].to_numpy(), rows["probability_raw"].to_numpy()
+        truth, p = rows["truth"].to_numpy(), rows["probability_calibrated"].to_numpy()
+        decided = p >= rows["threshold"].to_numpy()
         entry = entries[name]
         assert entry["ap"]["value"] == pytest.approx(average_precision_score(truth, p))
         assert entry["ap"]["chance"] == pytest.approx(truth.mean())
         assert entry["auc"]["value"] == pytest.approx(roc_auc_score(truth, p))
-        assert entry["f1"]["value"] == pytest.approx(f1_score(truth, p >= 0.5))
-        assert entry["accuracy"]["value"] == pytest.approx((truth == (p >= 0.5)).mean())
+        assert entry["f1"]["value"] == pytest.approx(f1_score(truth, decided))
+        assert entry["accuracy"]["value"] == pytest.approx((truth == decided).mean())
+        assert entry["brier"]["value"] == pytest.approx(((truth - p) ** 2).mean())
         assert entry["present"] == truth.sum() and entry["absent"] == (1 - truth).sum()
         values.append(entry["ap"]["value"])
     assert run.metrics["macro"]["ap"]["value"] == pytest.approx(np.mean(values))
-    right = known["truth"].to_numpy() == (known["probability_raw"].to_numpy() >= 0.5)
+    p, truth = known["probability_calibrated"].to_numpy(), known["truth"].to_numpy()
+    right = truth == (p >= known["threshold"].to_numpy())
+    assert run.metrics["log_loss"]["value"] == pytest.approx(log_loss(truth, p))
     assert run.metrics["hamming"]["value"] == pytest.approx(right.mean())
 
 
@@ -331,16 +410,27 @@ def test_an_attribute_that_loses_its_last_class_with_a_broken_picture_is_left_ou
 # ----------------------------------------------------------------------------- it can be repeated
 
 
+def without_own(page: str, run: Run) -> str:
+    """Return a report without its run's name and seconds."""
+    seconds = f"{run.metrics['seconds']}"
+    return page.replace(run.path.name, "NAME").replace(seconds, "SECONDS")
+
+
 def test_the_same_seed_gives_the_same_run_bit_for_bit_from_an_empty_cache(
     run, train, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("POLYTAG_CACHE", str(tmp_path / "cache"))
     again = train(tmp_path / "runs", {"title": "A drawn world"})
     assert again.path.name == "probe-1"
-    same = {path.name for path in run.path.iterdir()} - {"metrics.json"}
+    same = {path.name for path in run.path.iterdir()} - {"metrics.json", "report.html"}
     for name in sorted(same):
         assert (again.path / name).read_bytes() == (run.path / name).read_bytes(), name
     assert dict(again.metrics) | {"seconds": 0} == dict(run.metrics) | {"seconds": 0}
+    pages = [(each.path / "report.html").read_text(encoding="utf-8") for each in (run, again)]
+    for page, each in zip(pages, (run, again), strict=True):
+        assert page.count(each.path.name) > 0
+    # Nothing in it but the run's name, and how long it took, is another.
+    assert without_own(pages[0], run) == without_own(pages[1], again)
 
 
 def test_another_seed_gives_other_folds(run, train, tmp_path, no_plots):
@@ -480,7 +570,13 @@ def test_a_name_that_is_taken_or_cannot_be_is_found_before_any_work(train, tmp_p
 
 @pytest.mark.usefixtures("no_training")
 def test_a_mistake_in_the_recipe_is_found_before_any_work(train, tmp_path):
-    for changes in ({"probe.l3": 1}, {"device": "tpu"}):
+    for changes in (
+        {"probe.l3": 1},
+        {"device": "tpu"},
+        {"decisions.target": "f"},
+        {"decisions.target": "precision=2"},
+        {"split.holdout": "folds"},
+    ):
         with pytest.raises(UserError):
             train(tmp_path, changes)
 
@@ -513,17 +609,32 @@ def test_a_run_that_fails_leaves_no_model_and_does_not_become_the_latest(
     [
         {"features.engine": "torch"},
         {"features.flip": False, "features.layers": "last"},
-        {"preprocess.resize": "pad", "threshold": 0.3},
+        {"preprocess.resize": "pad", "decisions.target": 0.3},
+        {"decisions.calibrate": "none", "decisions.target": 0.5},
     ],
-    ids=["torch", "last layer", "pad"],
+    ids=["torch", "last layer", "pad", "as the network gives them"],
 )
 def test_a_changed_recipe_reaches_the_model(world, train, tmp_path, changes, no_plots):
     run = train(tmp_path, QUICK | changes)
     info = polytag.load(run).info
-    assert info.thresholds == (changes.get("threshold", 0.5),) * 3
+    target = changes.get("decisions.target", "f1")
+    table = out_of_fold(run)
+    if target == "f1":
+        assert len(set(info.thresholds)) == 3
+        chosen = run.metrics["decisions"]["attributes"]
+        assert info.thresholds == tuple(chosen[name]["threshold"] for name in LEARNT)
+        per_fold = table.select("fold", "attribute", "threshold").unique()
+        assert len(per_fold) == 3 * 3
+    else:
+        assert info.thresholds == (target,) * 3
+        assert table["threshold"].unique().to_list() == [target]
+    plain = changes.get("decisions.calibrate") == "none"
+    assert (info.calibration is None) == plain
+    raw, calibrated = table["probability_raw"], table["probability_calibrated"]
+    assert ((raw - calibrated).abs().max() < 1e-12) == plain
+    assert info.recipe["decisions"]["target"] == target
     assert info.preprocess.resize == changes.get("preprocess.resize", "crop")
     assert info.recipe["features"]["engine"] == changes.get("features.engine", "onnxruntime")
-    assert {row["threshold"] for row in out_of_fold(run).to_dicts()} == set(info.thresholds)
 
 
 def test_onnxruntime_and_torch_train_nearly_the_same_model(world, train, tmp_path, no_plots):
@@ -585,9 +696,140 @@ def test_labels_that_the_pictures_do_not_show_are_said_to_be(world, train, tmp_p
         "The strongest penalty predicted held-out pictures best"
     )
     assert noise.metrics["note"] in (noise.path / "README.md").read_text(encoding="utf-8")
-    assert noise.metrics["log_loss"]["value"] < noise.metrics["log_loss"]["chance"] + 0.02
+    chance = noise.metrics["log_loss"]["chance"]
+    cells = out_of_fold(noise).filter(pl.col("truth").is_not_null())
+    assert log_loss(cells["truth"], cells["probability_raw"]) < chance + 0.02
+    # Calibration costs what two numbers fitted to 47 rows of noise cost: 2 / (2 * 47) nats.
+    assert noise.metrics["log_loss"]["value"] < chance + 0.02 + 1 / 47
+    [entry] = noise.metrics["attributes"]
+    assert not entry["verdict"].startswith("learnable") and entry["p_value"] > 0.05
+    assert polytag.load(noise).info.verdicts == {"coin": entry["verdict"]}
+    assert f"| coin | {entry['verdict']} |" in (noise.path / "README.md").read_text("utf-8")
 
 
 def test_labels_that_the_pictures_show_get_no_such_note(run):
     assert run.metrics["note"] is None
     assert max(run.metrics["l2_of_fold"]) < 300
+
+
+# ------------------------------------------------------------- groups, and a split of one's own
+
+
+def with_columns(world: World, folder: Path, **columns: list[str]) -> LabelTable:
+    """The world's table with more columns, that are no labels."""
+    text = world.labels.read_text(encoding="utf-8").splitlines()
+    cells = [",".join(each) for each in zip(*columns.values(), strict=True)]
+    rows = [f"{line},{more}" for line, more in zip(text, [",".join(columns), *cells], strict=True)]
+    path = folder / "labels.csv"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return polytag.read_table(path, attributes=ATTRIBUTES)
+
+
+def test_rows_of_one_group_are_in_one_fold(world, train, tmp_path, no_plots):
+    patients = [f"p{i // 4}" for i in range(len(world.names))]
+    table = with_columns(world, tmp_path, patient=patients)
+    run = train(tmp_path / "runs", QUICK | {"split.group_by": "patient"}, table=table)
+    splits = splits_of(run)
+    folds: dict[str, set[str]] = {}
+    for name, patient in zip(world.names, patients, strict=True):
+        if name in splits:
+            folds.setdefault(patient, set()).add(splits[name]["fold"])
+    assert all(len(each) == 1 for each in folds.values())
+    # The twin's patient is joined with its picture's.
+    twin, first = splits["twin.png"], splits[world.names[0]]
+    assert (twin["fold"], twin["group"]) == (first["fold"], first["group"])
+    told = run.metrics["groups"]
+    assert told["by"] == "patient" and told["count"] == len(folds) - 1
+    assert told["identical"] == {"groups": 1, "rows": 2}
+
+
+@pytest.mark.parametrize("source", ["column", "file"])
+def test_folds_of_ones_own_are_kept_and_a_leak_judges_nothing(
+    world, train, tmp_path, no_plots, caplog, source
+):
+    folds = [str(i % 3) for i in range(len(world.names))]
+    table = with_columns(world, tmp_path, part=folds)
+    given = "part"
+    if source == "file":
+        given = str(tmp_path / "split.csv")
+        rows = zip(world.names, folds, strict=True)
+        text = "".join(f"{name},{fold}\n" for name, fold in rows)
+        Path(given).write_text(f"image,fold\n{text}", encoding="utf-8")
+    with caplog.at_level("WARNING", "polytag"):
+        run = train(tmp_path / "runs", {"probe.l2": 1.0, "split.given": given}, table=table)
+    splits = splits_of(run)
+    own = dict(zip(world.names, folds, strict=True))
+    assert {name: row["fold"] for name, row in splits.items()} == {n: own[n] for n in splits}
+    first = world.names[0]
+    assert own[first] != own["twin.png"]
+    assert set(out_of_fold(run)["image"]) == set(splits) - {first, "twin.png"}
+    assert run.metrics["judged"] == len(splits) - 2
+    assert f"2 pictures of your split, such as {first}" in caplog.text
+
+
+def test_a_test_part_of_ones_own_judges_and_does_nothing_else(world, train, tmp_path, no_plots):
+    words = [["train", "train", "val", "test"][i % 4] for i in range(len(world.names))]
+    words[world.names.index("twin.png")] = words[0]
+    runs = []
+    for flipped in (False, True):
+        table = with_columns(world, tmp_path, part=words)
+        test = np.array([word == "test" for word in words])[:, None]
+        values = np.where(test & flipped, 1 - table.values, table.values).astype(np.float32)
+        table = LabelTable(
+            table.images, table.attributes, values, lines=table.lines, extra=table.extra
+        )
+        runs.append(train(tmp_path / "runs", {"probe.l2": 1.0, "split.given": "part"}, table=table))
+    run, other = runs
+    tested = [name for name, word in zip(world.names, words, strict=True) if word == "test"]
+    tested = [name for name in tested if name in splits_of(run)]
+    assert sorted(set(out_of_fold(run)["image"])) == sorted(tested)
+    assert run.metrics["judged"] == len(tested)
+    assert run.metrics["deployed"] == "fitted on all rows but the test part"
+    for name in ("weights.safetensors", "choosing.parquet", "model.onnx"):
+        one, two = ((each.path / name).read_bytes() for each in runs)
+        assert (one == two) == (name != "model.onnx"), name  # the file tells of its numbers
+    p = [out_of_fold(each).drop("truth") for each in runs]
+    assert p[0].equals(p[1])
+    assert polytag.load(run).info.thresholds == polytag.load(other).info.thresholds
+    assert run.metrics["macro"]["ap"]["value"] != other.metrics["macro"]["ap"]["value"]
+
+
+# ------------------------------------------------------------------------- unsure, and a new target
+
+
+def test_what_cannot_be_promised_is_unsure(world, train, tmp_path, no_plots):
+    changes = QUICK | {"decisions.max_error": 0.2, "decisions.confidence": 0.8}
+    run = train(tmp_path, changes)
+    info = polytag.load(run).info
+    assert info.cuts is not None and len(info.cuts) == 3
+    assert (info.unsure["max_error"], info.unsure["confidence"]) == (0.2, 0.8)
+    for name, cut in zip(LEARNT, info.cuts, strict=True):
+        told = run.metrics["decisions"]["attributes"][name]["unsure"]
+        assert [told["absent_below"], told["present_from"]] == list(cut)
+        decided = told["present_decided"] + told["absent_decided"]
+        known = by_attribute(run)[name]["present"] + by_attribute(run)[name]["absent"]
+        assert told["unsure_share"] == pytest.approx(1 - decided / known)
+    said = polytag.load(run).predict([world.path(name) for name in world.good])
+    for k, (low, high) in enumerate(info.cuts):
+        p = said.probabilities[:, k]
+        wanted = np.where(p >= (2 if high is None else high), "present", "unsure")
+        wanted = np.where(p < (-1 if low is None else low), "absent", wanted)
+        assert said.decisions[:, k].tolist() == wanted.tolist()
+    assert "Unsure is said where" in (run.path / "README.md").read_text(encoding="utf-8")
+
+
+def test_thresholds_chosen_anew_are_those_that_training_would_have_chosen(
+    run, train, tmp_path, no_plots
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    again = choose_anew(copy, {"decisions.target": "f2"})
+    trained = train(tmp_path / "runs", {"title": "A drawn world", "decisions.target": "f2"})
+    for name in ("oof.parquet", "choosing.parquet", "config.toml", "labels.parquet", "README.md"):
+        assert (copy / name).read_bytes() == (trained.path / name).read_bytes(), name
+    anew, fresh = (strict_json(each / "metrics.json") for each in (copy, trained.path))
+    assert anew == dict(again.metrics)
+    assert anew | {"seconds": 0} == fresh | {"seconds": 0}
+    infos = [polytag.load(each).info for each in (copy, trained)]
+    assert infos[0] == infos[1]
+    assert infos[0].thresholds != polytag.load(run).info.thresholds

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
         masked_class_balanced,
         masked_focal,
     )
-    from polytag.metrics import evaluate_arrays
     from polytag.model import load_classifier
     from polytag.predictions import Predictions
     from polytag.predictor import Predictor, load
     from polytag.preprocess import PreprocessSpec
     from polytag.results import Evaluation
+    from polytag.scorecard import evaluate_arrays
     from polytag.table import LabelTable, read_table
     from polytag.train import fit, resume
 
@@ -46,7 +46,7 @@ _ROOMS = {
     "SkippedError": "errors",
     "UserError": "errors",
     "evaluate": "evaluation",
-    "evaluate_arrays": "metrics",
+    "evaluate_arrays": "scorecard",
     "fit": "train",
     "import_weights": "importing",
     "load": "predictor",

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from polytag import plots, runs
-from polytag.card import model_card
-from polytag.config import Recipe, to_toml
-from polytag.files import write_text, written_aside
-from polytag.images import content_hash, decode
-from polytag.method import Trained
+from polytag.config import DecisionsConfig, Recipe, to_toml
+from polytag.decide import Calibrated, Decided
+from polytag.files import write_text
+from polytag.images import content_hash
+from polytag.intervals import clopper_pearson
+from polytag.kept import read_run, write_choosing, write_judged, write_labels
+from polytag.method import Prepared, Trained
 from polytag.modelfile import ModelInfo
-from polytag.pictures import Rows
 from polytag.results import Evaluation
+from polytag.views import write_views
 
-_SAMPLES = 12  # pictures in sample_predictions.png: what a screen shows at once
 _PACKAGES = ("polytag", "numpy", "onnxruntime", "pillow", "scipy", "timm", "torch")
 
 
@@ -32,27 +32,19 @@ class Outcome:
     """Everything a finished training knows.
 
     Attributes:
-        recipe: As resolved.
-        rows: The N rows that were used, K attributes; and those that were not.
-        groups: int (N,); rows of one number stayed on one side.
-        learnt: The columns that were trained.
-        left_out: The other attributes, with the reason.
-        probabilities: float32 (N, K) of the judged rows; NaN columns: not trained.
-        thresholds: float64 (K,).
-        evaluation: Of these probabilities.
-        trained: What the method left.
+        given: What the method started from.
+        trained: What it left.
+        calibrated: Probabilities (N, K') of the judged rows, and what thresholds are chosen by.
+        decided: Thresholds and cuts.
+        evaluation: Of these.
         seconds: How long it took.
     """
 
-    recipe: Recipe
-    rows: Rows
-    groups: NDArray[np.int64]
-    learnt: list[int]
-    left_out: dict[str, str]
-    probabilities: NDArray[np.float32]
-    thresholds: NDArray[np.float64]
-    evaluation: Evaluation
+    given: Prepared
     trained: Trained
+    calibrated: Calibrated
+    decided: Decided
+    evaluation: Evaluation
     seconds: float
 
 
@@ -62,37 +54,35 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
     Returns:
         The content of ``metrics.json``.
     """
+    given, trained, calibrated = outcome.given, outcome.trained, outcome.calibrated
+    recipe, table, names = given.recipe, given.rows.table, given.names
     _write_tables(run, outcome)
     info = _model_info(run, outcome)
     metrics = outcome.evaluation.to_dict() | {
-        "method": outcome.recipe.method,
-        "rows": len(outcome.rows.table),
-        "judged": int(outcome.trained.judged.sum()),
-        "skipped": len(outcome.rows.skipped),
-        **outcome.trained.facts,
-        "note": outcome.trained.note or None,
+        "method": recipe.method,
+        "rows": len(table),
+        "judged": int(trained.judged.sum()),
+        "judged_on": trained.judged_on or None,
+        "skipped": len(given.rows.skipped),
+        "groups": dict(given.grouped),
+        **trained.facts,
+        "calibration": dict(zip(names, calibrated.calibration.words(), strict=True)),
+        "decisions": decisions_told(given.values, calibrated, outcome.decided, names, recipe),
+        "note": trained.note or None,
+        "left_out": given.left_out,
+        "versions": versions(),
         "seconds": round(outcome.seconds, 1),
     }
-    write_text(run / "config.toml", to_toml(outcome.recipe))
+    write_text(run / "config.toml", to_toml(recipe))
     write_text(run / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    card = model_card(
-        info,
-        outcome.evaluation,
-        outcome.recipe,
-        len(outcome.rows.table),
-        outcome.trained.judged_on,
-        outcome.trained.facts,
-        outcome.trained.note,
-    )
-    write_text(run / "README.md", card)
-    _write_judged(run / "oof.parquet", outcome)
-    plots.loss_curve(outcome.trained.history, outcome.recipe.title, run / "loss_curve.png")
-    if outcome.trained.judged.any():
-        plots.sample_predictions(
-            _samples(outcome), outcome.rows.table.attributes, run / "sample_predictions.png"
-        )
-    outcome.trained.model.save(run / "weights.safetensors", info.attributes)
-    outcome.trained.write(info, run / "model.onnx")
+    raw = 1 / (1 + np.exp(-trained.logits.astype(np.float64)))
+    write_labels(run, table)
+    write_judged(run, table, names, raw, calibrated, outcome.decided)
+    write_choosing(run, table, names, calibrated)
+    plots.loss_curve(trained.history, recipe.title, run / "loss_curve.png")
+    trained.model.save(run / "weights.safetensors", info.attributes)
+    metrics = write_views(read_run(run), info, given.rows.paths)
+    trained.write(info, run / "model.onnx")
     return metrics
 
 
@@ -101,19 +91,95 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
 
 
+def told(decided: Decided, names: tuple[str, ...], config: DecisionsConfig) -> dict[str, Any]:
+    """Return the fields of a model file that say how probabilities become decisions."""
+    fields: dict[str, Any] = {"thresholds": tuple(each.value for each in decided.deployed)}
+    fields |= {"cuts": None, "unsure": {}}
+    if decided.deployed_cuts is None:
+        return fields
+    notes = {name: cut.note for name, cut in zip(names, decided.deployed_cuts, strict=True)}
+    return fields | {
+        "cuts": tuple((cut.low, cut.high) for cut in decided.deployed_cuts),
+        "unsure": {
+            "max_error": config.max_error,
+            "confidence": config.confidence,
+            "certified": "on predictions of rows that the models of the folds, or this model, had "
+            "not seen; not on this model where it was refitted on all rows",
+            "notes": {name: note for name, note in notes.items() if note},
+        },
+    }
+
+
+def decisions_told(
+    values: NDArray[np.float32],
+    calibrated: Calibrated,
+    decided: Decided,
+    names: tuple[str, ...],
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Return what metrics.json says of thresholds and cuts.
+
+    Args:
+        values: float32 (N, K') in {0, 1, NaN}.
+        calibrated: Probabilities of the judged rows.
+        decided: By what they were decided.
+        names: K' attributes.
+        recipe: What thresholds were chosen for.
+    """
+    attributes: dict[str, Any] = {}
+    for k, (name, chosen) in enumerate(zip(names, decided.deployed, strict=True)):
+        attributes[name] = {
+            "threshold": chosen.value,
+            "low": chosen.low,
+            "high": chosen.high,
+            "note": chosen.note or None,
+        }
+        if decided.cuts is not None and decided.deployed_cuts is not None:
+            cut = decided.deployed_cuts[k]
+            attributes[name]["unsure"] = {
+                "absent_below": cut.low,
+                "present_from": cut.high,
+                "note": cut.note or None,
+                **_unsure(values[:, k], calibrated.probabilities[:, k], decided.cuts[:, k]),
+            }
+    return recipe.decisions.model_dump(mode="json") | {"attributes": attributes}
+
+
+def _unsure(
+    values: NDArray[np.float32], probabilities: NDArray[np.float64], cuts: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Count how judged cells fared with cuts that were chosen without them."""
+    known = ~np.isnan(values) & ~np.isnan(probabilities)
+    truth, p, (low, high) = values[known], probabilities[known], cuts[known].T
+    found: dict[str, Any] = {}
+    for word, decided, wrong in (("present", p >= high, 0), ("absent", p < low, 1)):
+        count, errors = int(decided.sum()), int((truth[decided] == wrong).sum())
+        found |= {f"{word}_decided": count, f"{word}_wrong": errors}
+        bounds = map(float, clopper_pearson(errors, count)) if count else (None, None)
+        found |= dict(zip((f"{word}_error_low", f"{word}_error_high"), bounds, strict=True))
+    sure = found["present_decided"] + found["absent_decided"]
+    return found | {"unsure_share": 1 - sure / len(p) if len(p) else None}
+
+
 def _model_info(run: Path, outcome: Outcome) -> ModelInfo:
-    table, whole = outcome.rows.table, outcome.evaluation.to_dict()
+    given, whole = outcome.given, outcome.evaluation.to_dict()
+    names, table = given.names, given.rows.table
     kinds = ("present", "absent", "na")
     counts = zip(table.attributes, table.counts().tolist(), strict=True)
+    verdicts = {a.name: a.verdict for a in outcome.evaluation.attributes if a.verdict}
+    calibration = outcome.calibrated.calibration
+    changed = any(kind != "none" for kind in calibration.kinds)
     return ModelInfo(
-        attributes=tuple(table.attributes[k] for k in outcome.learnt),
-        thresholds=tuple(float(outcome.thresholds[k]) for k in outcome.learnt),
+        attributes=names,
+        **told(outcome.decided, names, given.recipe.decisions),
         preprocess=outcome.trained.model.backbone.spec,
-        left_out=outcome.left_out,
+        left_out=given.left_out,
+        verdicts={name: verdicts[name] for name in names if name in verdicts},
         counts={name: dict(zip(kinds, row, strict=True)) for name, row in counts},
-        recipe=_without_places(outcome.recipe).model_dump(mode="json", exclude={"data"}),
+        recipe=_without_places(given.recipe).model_dump(mode="json", exclude={"data"}),
         splits_hash=content_hash(run / "splits.csv"),
         metrics={"macro": whole["macro"], "over": whole["over"]},
+        calibration=calibration.to_dict() if changed else None,
         versions=versions(),
         weights_licence=outcome.trained.model.backbone.licence,
     )
@@ -125,52 +191,23 @@ def _without_places(recipe: Recipe) -> Recipe:
 
 
 def _write_tables(run: Path, outcome: Outcome) -> None:
-    rows = outcome.rows
+    given, rows = outcome.given, outcome.given.rows
     history = outcome.trained.history
     runs.write_rows(run / "history.csv", history.header(), history.rows())
     runs.write_rows(
         run / "splits.csv",
-        ["image", "content_hash", "group", "fold"],
-        zip(rows.table.images, rows.hashes, outcome.groups, outcome.trained.folds, strict=True),
+        ["image", "content_hash", "alike", "group", "fold"],
+        zip(
+            rows.table.images,
+            rows.hashes,
+            given.alike,
+            given.groups,
+            outcome.trained.parts,
+            strict=True,
+        ),
     )
     runs.write_rows(
         run / "skipped.csv",
         ["image", "where", "reason"],
         ([row.image, row.where, row.reason] for row in rows.skipped),
     )
-
-
-def _write_judged(path: Path, outcome: Outcome) -> None:
-    judged = np.flatnonzero(outcome.trained.judged).tolist()
-    table, learnt = outcome.rows.table.select(judged), outcome.learnt
-    names, rows = [table.attributes[k] for k in learnt], len(table)
-    folded = outcome.trained.folds.dtype.kind == "i"
-    folds = outcome.trained.folds[judged].tolist() if folded else [None] * rows
-    long = pl.DataFrame(
-        {
-            "image": pl.Series([image for image in table.images for _ in names], dtype=pl.String),
-            "attribute": pl.Series(names * rows, dtype=pl.String),
-            "truth": pl.Series(table.values[:, learnt].ravel()).fill_nan(None).cast(pl.Int8),
-            "probability_raw": outcome.probabilities[judged][:, learnt].ravel(),
-            "probability_calibrated": pl.Series([None] * (rows * len(names)), dtype=pl.Float32),
-            "fold": pl.Series([fold for fold in folds for _ in names], dtype=pl.Int64),
-            "threshold": np.tile(outcome.thresholds[learnt], rows),
-        }
-    )
-    with written_aside(path) as aside:
-        long.write_parquet(aside)
-
-
-def _samples(outcome: Outcome) -> list[plots.Sample]:
-    rng = np.random.default_rng(outcome.recipe.seed)
-    rows = sorted(rng.permutation(np.flatnonzero(outcome.trained.judged))[:_SAMPLES])
-    return [
-        plots.Sample(
-            outcome.rows.table.images[row],
-            decode(outcome.rows.paths[row]),
-            outcome.rows.table.values[row],
-            outcome.probabilities[row],
-            outcome.thresholds,
-        )
-        for row in rows
-    ]

@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from polytag.config import Recipe
 from polytag.modelfile import ModelInfo
-from polytag.results import Evaluation, Value
-from polytag.summary import headline
 
-_BRACKETS = "In brackets: what a guess scores that never saw a picture."
+_BRACKETS = (
+    "In square brackets: the 95 % interval. In round ones: what a guess scores that never saw a "
+    "picture."
+)
 
 
-def model_card(
-    info: ModelInfo,
-    evaluation: Evaluation,
-    recipe: Recipe,
-    rows: int,
-    judged_on: str,
-    facts: Mapping[str, Any],
-    note: str = "",
-) -> str:
+def model_card(info: ModelInfo, metrics: Mapping[str, Any], recipe: Recipe) -> str:
     """Return the card in Markdown: what it answers, how well, made from what, how to use it.
 
     Args:
         info: What goes into the model file.
-        evaluation: On pictures that chose nothing.
+        metrics: The content of metrics.json.
         recipe: As resolved.
-        rows: Pictures that were used, held-out ones too.
-        judged_on: What the numbers were measured on, in words; empty: on nothing.
-        facts: What the method says in metrics.json.
-        note: What to know first.
     """
+    judged_on, note = metrics["judged_on"], metrics["note"]
+    headline = f"**Macro AP {_cell(metrics['macro']['ap'])}**, over {metrics['over']}"
     lines = [
         _title(recipe),
         "",
         f"Says of a picture which of {len(info.attributes)} attributes are present. "
-        f"Made by polytag from {rows} pictures.",
+        f"Made by polytag from {metrics['rows']} pictures.",
         "",
-        *([f"**{headline(evaluation)}**, on {judged_on}. {_BRACKETS}", ""] if judged_on else []),
+        *([f"{headline}, on {judged_on}. {_BRACKETS}", ""] if judged_on else []),
         *([f"**{note}**", ""] if note else []),
-        "| attribute | present | absent | not known | AP | AUC | F1 | accuracy | threshold |",
+        "| attribute | do the pictures show it? | present | absent | not known | AP | AUC | F1 "
+        "| threshold |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for a in evaluation.attributes:
-        numbers = " | ".join(_cell(value) for value in (a.ap, a.auc, a.f1, a.accuracy))
-        threshold = f"{a.threshold:g}" if a.name in info.attributes else "-"
-        lines.append(
-            f"| {_escaped(a.name)} | {a.present} | {a.absent} | {a.na} | {numbers} | {threshold} |"
-        )
+    thresholds = dict(zip(info.attributes, info.thresholds, strict=True))
+    for each in metrics["attributes"]:
+        name, threshold = each["name"], thresholds.get(each["name"])
+        numbers = [_cell(each[metric]) for metric in ("ap", "auc", "f1")]
+        counts = [str(each[kind]) for kind in ("present", "absent", "na")]
+        cells = [_escaped(name), each["verdict"] or "-", *counts, *numbers]
+        lines.append(f"| {' | '.join(cells)} | {f'{threshold:.3g}' if threshold else '-'} |")
     if info.left_out:
         lines += ["", "Not trained, and never answered:", ""]
         lines += [f"- {name}: {reason}" for name, reason in info.left_out.items()]
@@ -61,20 +53,34 @@ def model_card(
         f"- Method: {recipe.method}; backbone `{recipe.backbone.name}`, weights "
         f"`{recipe.backbone.weights}` (licence: {info.weights_licence}).",
         _pictures(info),
-        *(_stages(recipe, facts) if recipe.method == "finetune" else []),
-        f"- Kept: {facts['deployed']}.",
+        *(_stages(recipe, metrics) if recipe.method == "finetune" else []),
+        f"- Kept: {metrics['deployed']}.",
         "- Cells that are not known were left out of training and of every number above.",
+        *_decisions(info, recipe),
         "- `polytag train --recipe config.toml` repeats this run.",
         *_use(info),
         "## Limits",
         "",
         "The numbers hold for pictures like those it was trained on. Where a number stands close "
-        "to its guess, the model says little about that attribute. Probabilities are not "
-        "calibrated; thresholds are "
-        f"{recipe.threshold:g} for every attribute.",
+        "to its guess, the model says little about that attribute.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _decisions(info: ModelInfo, recipe: Recipe) -> list[str]:
+    calibrated = "calibrated on predictions of rows not trained on"
+    lines = [
+        f"- Probabilities: {calibrated if info.calibration else 'as the network gives them'}; "
+        f"thresholds: {recipe.decisions.target}."
+    ]
+    if unsure := info.unsure:
+        lines.append(
+            f"- Unsure is said where at most {unsure['max_error']:.3g} errors a decision could not "
+            f"be promised at a confidence of {unsure['confidence']:.3g}; certified "
+            f"{unsure['certified']}."
+        )
+    return lines
 
 
 def imported_card(info: ModelInfo, recipe: Recipe, source: str, note: str) -> str:
@@ -153,7 +159,8 @@ def _stages(recipe: Recipe, facts: Mapping[str, Any]) -> list[str]:
     weighted = ", present cells weighted" if recipe.loss.pos_weight != "none" else ""
     parts, best = facts["parts"], facts["best_epoch"]
     chose = f"{parts['choose']} decided when to stop and what to keep" if parts["choose"] else ""
-    used = [f"{parts['train']} pictures were trained on", chose, f"{parts['holdout']} judged it"]
+    judged = f"{parts['holdout']} judged it" if parts["holdout"] else ""
+    used = [f"{parts['train']} pictures were trained on", chose, judged]
     return [
         f"- {', '.join(words for words in used if words)}.",
         f"- Loss {recipe.loss.name}{weighted}; {recipe.training.optimiser}; {stages}."
@@ -161,7 +168,10 @@ def _stages(recipe: Recipe, facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _cell(value: Value) -> str:
-    if math.isnan(value.value):
+def _cell(value: Mapping[str, Any]) -> str:
+    if value["value"] is None:
         return "-"
-    return f"{value.value:.3f} ({value.chance:.3f})"
+    low, high = value["low"], value["high"]
+    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    chance = "" if value["chance"] is None else f" ({value['chance']:.3f})"
+    return f"{value['value']:.3f}{interval}{chance}"

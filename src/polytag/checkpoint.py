@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,19 @@ def read_checkpoint(folder: Path, made_of: Mapping[str, str]) -> tuple[States, d
     return states, facts
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Say whether a run, or one of its folds, has a checkpoint."""
+    return (run / NAME).is_file() or any(run.glob(f"*/{NAME}"))
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Remove what only a run that is not finished needs."""
+    for folder in [*run.glob("fold-*"), run / "kept"]:
+        shutil.rmtree(folder, ignore_errors=True)
+    (run / NAME).unlink(missing_ok=True)
+
+
 def interrupted(run: Path) -> KeyboardInterrupt:
     """Return what ends a run that somebody interrupted: it says how to go on, if that can be."""
     command = f"go on with: polytag train --resume {shlex.quote(str(run))}"
-    return KeyboardInterrupt(*[command] * (run / NAME).is_file())
+    return KeyboardInterrupt(*[command] * has_checkpoint(run))

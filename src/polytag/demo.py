@@ -67,6 +67,7 @@ class Demo:
                 "",
                 *shown.getvalue().splitlines(),
                 f"where to look: {run}",
+                "  report.html              everything about it: open it in a browser",
                 "  sample_predictions.png   pictures with truth and prediction",
                 "  loss_curve.png           the training",
                 "  README.md                the model card",

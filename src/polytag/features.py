@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from polytag.engine import open_session
 from polytag.errors import RecipeError, UserError
 from polytag.files import cache_folder, written_aside
 from polytag.images import content_hash, decode
+from polytag.looks import SIDE, look
 from polytag.pictures import Rows, rows_without
 from polytag.pipeline import batches, stream
 from polytag.preprocess import PreprocessSpec, preprocess
@@ -39,10 +40,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("polytag")
 Floats = NDArray[np.float32]
+Looks = NDArray[np.uint8]
 Engine = Callable[[NDArray[np.uint8]], Floats]
 
 # Of shards and keys: raised when either changes, so that no old row is read as a new one.
-FORMAT = 3
+FORMAT = 4
+_FIELDS = ("hash", "check", "look", "features")
 _SHARD_ROWS = 1024  # what a kill can lose: some 15 s of work
 
 
@@ -121,28 +124,40 @@ def rows_with_features(
         N rows, and their features float32 (N, V, D).
     """
     there = [row for row in range(len(table)) if row not in errors]
-    features, found, broken = extract([paths[row] for row in there], extractor)
+    found = extract([paths[row] for row in there], extractor)
     hashes = [""] * len(table)
-    for row, text in zip(there, found, strict=True):
+    looks = np.zeros((len(table), SIDE, SIDE, 3), dtype=np.uint8)
+    looks[there] = found.looks
+    for row, text in zip(there, found.hashes, strict=True):
         hashes[row] = text
-    unusable = {**errors, **{there[position]: error for position, error in broken.items()}}
-    good = [position for position in range(len(there)) if position not in broken]
-    return rows_without(table, paths, hashes, unusable), features[good]
+    unusable = {**errors, **{there[position]: error for position, error in found.errors.items()}}
+    good = [position for position in range(len(there)) if position not in found.errors]
+    return rows_without(table, paths, hashes, looks, unusable), found.features[good]
 
 
-def extract(
-    paths: Sequence[Path], extractor: Extractor
-) -> tuple[Floats, list[str], dict[int, UserError]]:
-    """Return features and content hashes of pictures, from the cache where it has them.
+class Extracted(NamedTuple):
+    """What `extract` finds of N pictures.
+
+    Attributes:
+        features: float32 (N, V, D) of the plain picture and, with ``flip``, of the mirrored one;
+            NaN where there is an error.
+        hashes: N content hashes; empty where there is an error.
+        errors: What was wrong with a picture, by its position.
+        looks: uint8 (N, 8, 8, 3), see `polytag.looks.look`; zeros where there is an error.
+    """
+
+    features: Floats
+    hashes: list[str]
+    errors: dict[int, UserError]
+    looks: Looks
+
+
+def extract(paths: Sequence[Path], extractor: Extractor) -> Extracted:
+    """Return features, content hashes and looks of pictures, from the cache where it has them.
 
     Args:
         paths: N files.
         extractor: How to compute features.
-
-    Returns:
-        Features float32 (N, V, D) of the plain picture and, with ``flip``, of the mirrored one;
-        N content hashes; and what was wrong with a picture, by its position. A picture with an
-        error has NaN features and an empty hash.
     """
     hashes: list[str] = []
     errors: dict[int, UserError] = {}
@@ -161,7 +176,8 @@ def extract(
     for index, text in enumerate(hashes):
         if text in broken:
             errors[index], hashes[index] = broken[text], ""
-    return store.read(hashes), hashes, errors
+    features, looks = store.read(hashes)
+    return Extracted(features, hashes, errors, looks)
 
 
 def _fill(
@@ -172,14 +188,18 @@ def _fill(
     broken: dict[str, UserError] = {}
     names: list[str] = []
     rows: list[Floats] = []
+    looks: dict[str, Looks] = {}  # filled by the decoding threads
 
     def load(text: str) -> NDArray[np.uint8]:
-        return preprocess(decode(missing[text]), extractor.spec)
+        image = decode(missing[text])
+        looks[text] = look(image)
+        return preprocess(image, extractor.spec)
 
     def keep() -> None:
         if rows:
             features = np.concatenate(rows)
-            store.add(names[: len(features)], features)  # Ctrl-C can fall between the two lists
+            done = names[: len(features)]  # Ctrl-C can fall between the two lists
+            store.add(done, features, np.stack([looks.pop(name) for name in done]))
             names.clear()
             rows.clear()
 
@@ -209,9 +229,10 @@ class FeatureStore:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     store = FeatureStore(Path(folder) / "key")
-        ...     store.add(["ab" * 32], np.ones((1, 2, 3), np.float32))
-        ...     FeatureStore(Path(folder) / "key").read(["ab" * 32]).shape
-        (1, 2, 3)
+        ...     looks = np.zeros((1, 8, 8, 3), np.uint8)
+        ...     store.add(["ab" * 32], np.ones((1, 2, 3), np.float32), looks)
+        ...     [rows.shape for rows in FeatureStore(Path(folder) / "key").read(["ab" * 32])]
+        [(1, 2, 3), (1, 8, 8, 3)]
     """
 
     def __init__(self, folder: Path) -> None:
@@ -226,7 +247,7 @@ class FeatureStore:
         if text not in self.rows:
             return False
         shard, row = self.rows[text]
-        if zlib.crc32(shard["features"][row].tobytes()) == shard["check"][row]:
+        if _checksum(shard[row]) == shard["check"][row]:
             return True
         del self.rows[text]
         if shard.filename not in self.damaged:
@@ -234,36 +255,50 @@ class FeatureStore:
             _warn_of(shard.filename, "its checksum is wrong")
         return False
 
-    def add(self, hashes: Sequence[str], features: Floats) -> None:
-        """Keep features float32 (n, V, D) under their hashes, as one new shard."""
-        shape = features.shape[1:]
-        kind = np.dtype([("hash", "u1", (32,)), ("check", "<u4"), ("features", "<f4", shape)])
-        table = np.empty(len(hashes), kind)
+    def add(self, hashes: Sequence[str], features: Floats, looks: Looks) -> None:
+        """Keep n rows under their hashes, as one new shard.
+
+        Args:
+            hashes: n content hashes.
+            features: float32 (n, V, D).
+            looks: uint8 (n, 8, 8, 3).
+        """
+        kinds = (("u1", (32,)), ("<u4",), ("u1", looks.shape[1:]), ("<f4", features.shape[1:]))
+        fields = [(name, *kind) for name, kind in zip(_FIELDS, kinds, strict=True)]
+        table = np.empty(len(hashes), np.dtype(fields))
         table["hash"] = [list(bytes.fromhex(text)) for text in hashes]
+        table["look"] = looks
         table["features"] = features
-        table["check"] = [zlib.crc32(row.tobytes()) for row in table["features"]]
+        table["check"] = [_checksum(row) for row in table]
         path = self.folder / f"{uuid.uuid4().hex}.npy"
         with written_aside(path) as aside:
             np.save(aside, table)
         self._open(path)
 
-    def read(self, hashes: Sequence[str]) -> Floats:
-        """Return features float32 (N, V, D); NaN rows for empty hashes."""
+    def read(self, hashes: Sequence[str]) -> tuple[Floats, Looks]:
+        """Return features float32 (N, V, D) and looks; NaN and zeros for empty hashes."""
         shape = next(iter(self.rows.values()))[0]["features"].shape[1:] if self.rows else (1, 0)
-        found = np.full((len(hashes), *shape), np.nan, dtype=np.float32)
+        features = np.full((len(hashes), *shape), np.nan, dtype=np.float32)
+        looks = np.zeros((len(hashes), SIDE, SIDE, 3), dtype=np.uint8)
         for index, text in enumerate(hashes):
             if text:
                 shard, row = self.rows[text]
-                found[index] = shard["features"][row]
-        return found
+                features[index] = shard["features"][row]
+                looks[index] = shard["look"][row]
+        return features, looks
 
     def _open(self, path: Path) -> None:
         try:
             table: Any = np.lib.format.open_memmap(path, mode="r")  # arrays only, never a pickle
-            for row, digest in enumerate(table["hash"]):
+            digests, *_ = (table[name] for name in _FIELDS)  # one that is not there: an error
+            for row, digest in enumerate(digests):
                 self.rows[digest.tobytes().hex()] = (table, row)
         except Exception as error:  # numpy's readers raise many kinds on broken files
             _warn_of(path, error)
+
+
+def _checksum(row: Any) -> int:
+    return zlib.crc32(row["look"].tobytes() + row["features"].tobytes())
 
 
 def _warn_of(shard: object, reason: object) -> None:

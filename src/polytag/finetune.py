@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,34 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from polytag.backbone import Backbone
-from polytag.checkpoint import interrupted
-from polytag.config import LossConfig, Recipe, SplitConfig, to_toml
+from polytag.config import LossConfig, Recipe, SplitConfig
 from polytag.errors import RecipeError, UserError
 from polytag.feed import Pictures
-from polytag.files import write_text
-from polytag.graph import write_classifier
 from polytag.heads import HEADS, Linear
 from polytag.history import History
+from polytag.logistic import moments
 from polytag.loop import CellLoss, Loop
 from polytag.losses import LOSSES
-from polytag.method import Prepared, Trained
 from polytag.model import Classifier, build_classifier
-from polytag.probe import fit_probe, fits, moments
-from polytag.processes import from_main, is_main, make_accelerator
+from polytag.probe import fit_probe, fits
 from polytag.progress import progress
 from polytag.splits import stratified_folds, stratified_parts
 from polytag.trainable import all_finite
 
-log = logging.getLogger("polytag")
 Floats = NDArray[np.float32]
-_NOT_JUDGED = (
-    "No honest number: this recipe holds no picture out, so all that can be told is the training "
-    "loss. --holdout 0.2 sets a fifth aside and judges on it."
-)
-_NOT_BETTER = (
-    "No epoch was better on the choosing rows than the probe that training began with: that probe "
-    "was kept."
-)
 PARTS = ("train", "choose", "holdout")
 
 
@@ -60,7 +44,7 @@ class Tuned:
     Attributes:
         model: With the weights that are kept, on the CPU, in evaluation mode.
         history: Of its training.
-        logits: float32 (N, K); NaN where a row was not held out.
+        logits: float32 (N, K) of the choosing and the held-out rows; NaN in the others.
     """
 
     model: Classifier
@@ -98,58 +82,6 @@ class Task:
         digest = hashlib.sha256(json.dumps([self.attributes, self.parts.tolist()]).encode())
         digest.update(np.nan_to_num(self.values, nan=2).astype(np.uint8).tobytes())
         return digest.hexdigest()
-
-
-def train(given: Prepared) -> Trained:
-    """Fine-tune the network on one part of the rows, chosen by another, judged on a third."""
-    recipe, rows = given.recipe, given.rows
-    table = rows.table
-    parts = split_parts(table.values, given.groups, recipe.split, recipe.seed)
-    names = tuple(table.attributes[k] for k in given.learnt)
-    task = Task(names, rows.paths, given.values, given.groups, parts, given.features)
-    make_accelerator(recipe)  # several processes meet here, before one of them makes a folder
-    run = given.place.made = from_main(given.place.make)
-    try:
-        if is_main() and not given.resuming:
-            write_text(run / "config.toml", to_toml(recipe))
-        bytes_of_all = hashlib.sha256("".join(rows.hashes).encode()).hexdigest()
-        tuned = finetune(
-            recipe,
-            given.backbone,
-            task,
-            folder=run,
-            pictures_hash=bytes_of_all,
-            resume=given.resuming,
-        )
-    except KeyboardInterrupt:
-        raise interrupted(run) from None
-    finally:
-        if is_main() and not (run / "checkpoint.safetensors").is_file():
-            shutil.rmtree(run, ignore_errors=True)
-    counts = {part: int((parts == part).sum()) for part in PARTS}
-    best = tuned.history.best
-    kept = best or tuned.history.epochs[-1]
-    held_out = counts["holdout"]
-    notes = [] if held_out else [_NOT_JUDGED]
-    if best and best.number == 0:
-        notes.append(_NOT_BETTER)
-    return Trained(
-        logits=tuned.logits,
-        judged=parts == "holdout",
-        folds=parts,
-        history=tuned.history,
-        model=tuned.model,
-        write=lambda info, path: write_classifier(tuned.model, info, path),
-        facts={
-            "parts": counts,
-            "training_loss": None if math.isnan(kept.training_loss) else kept.training_loss,
-            "best_epoch": None if best is None else f"{best.stage} {best.number}",
-            "deployed": "the model that was trained on the training part"
-            + (", whose held-out rows gave the numbers" if held_out else ""),
-        },
-        judged_on=f"{held_out} pictures that were held out to judge it" if held_out else "",
-        note=" ".join(notes),
-    )
 
 
 def check(recipe: Recipe) -> None:
@@ -196,14 +128,15 @@ def split_parts(
     Args:
         values: float32 (N, K) in {0, 1, NaN}.
         groups: int (N,); rows of one number stay together.
-        split: Shares. ``choose`` is a share of what is not held out.
+        split: Shares. ``choose`` is a share of what is not held out; in folds nothing is, here.
         seed: Decides ties.
 
     Returns:
         str (N,).
     """
-    choose = (1 - split.holdout) * split.choose
-    wanted = {"train": 1 - split.holdout - choose, "choose": choose, "holdout": split.holdout}
+    holdout = 0.0 if split.holdout == "folds" else split.holdout
+    choose = (1 - holdout) * split.choose
+    wanted = {"train": 1 - holdout - choose, "choose": choose, "holdout": holdout}
     names = [name for name, share in wanted.items() if share]
     shares = [wanted[name] for name in names]
     parts = np.array(names)[stratified_parts(values, groups, shares=shares, seed=seed)]
@@ -286,10 +219,11 @@ def finetune(
     )
     history = loop.run(resume=resume)
     logits = np.full(task.values.shape, np.nan, dtype=np.float32)
-    judged = task.parts == "holdout"
-    if judged.any():
-        logits[judged] = loop.predict(task.pictures("holdout"))
-    if not all_finite(model.state_dict().values()) or not np.isfinite(logits[judged]).all():
+    unseen = [part for part in ("choose", "holdout") if (task.parts == part).any()]
+    for part in unseen:
+        logits[task.parts == part] = loop.predict(task.pictures(part))
+    answered = np.isfinite(logits[np.isin(task.parts, unseen)]).all()
+    if not all_finite(model.state_dict().values()) or not answered:
         raise UserError(
             "training left weights that are no numbers, or answer none",
             fix="lower the learning rate (--set 'stages.*.lr=...') or set training.clip=1",
@@ -303,7 +237,7 @@ def _start_from_probe(model: Classifier, recipe: Recipe, task: Task) -> None:
     values, groups = task.values[rows], np.unique(task.groups[rows], return_inverse=True)[1]
     features = np.asarray(task.features)[rows]
     folds = stratified_folds(values, groups, folds=recipe.split.folds, seed=recipe.seed)
-    with progress("probe", fits(recipe.probe, recipe.split.folds), "fits") as advance:
+    with progress("probe", fits(recipe.split.folds), "fits") as advance:
         probe = fit_probe(features, values, folds, recipe.probe, advance)
     mean, scale = moments(features.reshape(-1, features.shape[2]))
     if not isinstance(model.head, Linear):

@@ -7,11 +7,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from polytag.calibration import Calibration
 from polytag.files import written_aside
 from polytag.modelfile import KEY, LinearHead, ModelInfo
+
+_LOGITS = "polytag.logits"
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +38,8 @@ def write_classifier(classifier: Classifier, info: ModelInfo, path: Path) -> Non
     from polytag.model import Answers
 
     answers = Answers(classifier).eval()
-    model = _exported(answers, classifier.backbone.spec.size, ["probabilities", "embedding"])
+    model = _exported(answers, classifier.backbone.spec.size, [_LOGITS, "embedding"])
+    del model.graph.output[0]
     _finish(model, info, path)
 
 
@@ -87,31 +92,54 @@ def write_model(backbone_graph: Path, head: LinearHead, info: ModelInfo, path: P
             numpy_helper.from_array(head.bias, "polytag.head.bias"),
         ]
     )
-    graph.node.extend(
-        [
-            helper.make_node(
-                "Gemm",
-                ["embedding", "polytag.head.weight", "polytag.head.bias"],
-                ["polytag.logits"],
-                name="polytag.head",
-            ),
-            helper.make_node(
-                "Sigmoid", ["polytag.logits"], ["probabilities"], name="polytag.sigmoid"
-            ),
-        ]
-    )
-    batch = graph.output[0].type.tensor_type.shape.dim[0].dim_param or "batch"
-    probabilities = helper.make_tensor_value_info(
-        "probabilities", TensorProto.FLOAT, [batch, len(head.bias)]
-    )
-    embedding = graph.output[0]
-    del graph.output[:]
-    graph.output.extend([probabilities, embedding])
+    names = ["embedding", "polytag.head.weight", "polytag.head.bias"]
+    graph.node.append(helper.make_node("Gemm", names, [_LOGITS], name="polytag.head"))
     _finish(model, info, path)
 
 
 def _finish(model: onnx.ModelProto, info: ModelInfo, path: Path) -> None:
+    """Append calibration and output to a graph that has logits, and write it with its metadata."""
+    graph = model.graph
+    tree = info.calibration
+    calibrated = _calibrate(graph, Calibration.from_dict(tree)) if tree else _LOGITS
+    graph.node.append(
+        helper.make_node("Sigmoid", [calibrated], ["probabilities"], name="polytag.sigmoid")
+    )
+    embedding = graph.output[0]
+    batch = embedding.type.tensor_type.shape.dim[0].dim_param or "batch"
+    shape = [batch, len(info.attributes)]
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)
+    del graph.output[:]
+    graph.output.extend([probabilities, embedding])
     helper.set_model_props(model, {KEY: info.to_json()})
     onnx.checker.check_model(model)
+    with written_aside(path) as aside:
+        onnx.save(model, str(aside))
+
+
+def _calibrate(graph: onnx.GraphProto, calibration: Calibration) -> str:
+    """Append c + b softplus(z) - a softplus(-z) and return the name of what it gives."""
+    for name in ("a", "b", "c"):
+        numbers = getattr(calibration, name).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(numbers, f"polytag.calibration.{name}"))
+    steps = (
+        ("Neg", [_LOGITS], "minus"),
+        ("Softplus", [_LOGITS], "up"),
+        ("Softplus", ["polytag.calibration.minus"], "down"),
+        ("Mul", ["polytag.calibration.up", "polytag.calibration.b"], "risen"),
+        ("Mul", ["polytag.calibration.down", "polytag.calibration.a"], "fallen"),
+        ("Sub", ["polytag.calibration.risen", "polytag.calibration.fallen"], "slope"),
+        ("Add", ["polytag.calibration.slope", "polytag.calibration.c"], "logits"),
+    )
+    for kind, inputs, output in steps:
+        name = f"polytag.calibration.{output}"
+        graph.node.append(helper.make_node(kind, inputs, [name], name=name))
+    return name
+
+
+def rewrite_info(path: Path, info: ModelInfo) -> None:
+    """Replace what a model file says about itself; its graph stays as it is."""
+    model = onnx.load(str(path))
+    helper.set_model_props(model, {KEY: info.to_json()})
     with written_aside(path) as aside:
         onnx.save(model, str(aside))

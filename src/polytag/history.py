@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polytag.metrics import evaluate_arrays
+from polytag.scorecard import evaluate_arrays
 
 _HEADER = (
     *("iteration_number", "training_loss", "lr", "stage", "epoch", "seconds"),
@@ -76,12 +76,10 @@ EPOCH_HEADER = (
 )
 
 
-def validate(
-    attributes: tuple[str, ...], logits: NDArray[np.float32], values: Any, threshold: float
-) -> Validation:
-    """Measure logits (N, K) of the choosing rows against their values (N, K)."""
+def validate(attributes: tuple[str, ...], logits: NDArray[np.float32], values: Any) -> Validation:
+    """Measure logits (N, K) of the choosing rows against their values (N, K), decided at 1/2."""
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    thresholds = np.full(len(attributes), threshold)
+    thresholds = np.full(len(attributes), 0.5)
     found = evaluate_arrays(attributes, values, probabilities, thresholds)
     return Validation(
         found.log_loss.value,
@@ -169,6 +167,34 @@ class History:
             None if state["best"] is None else epochs[state["best"]],
         )
 
+    @classmethod
+    def from_rows(cls, attributes: tuple[str, ...], rows: Iterable[Mapping[str, str]]) -> History:
+        """Build the history from the rows of history.csv, by column.
+
+        An epoch's mean training loss, which is not written there, is NaN; which one was kept is
+        not known.
+        """
+        history = cls(attributes)
+        for row in rows:
+            if not row.get("epoch"):
+                history.losses.append(_read(row["training_loss"]))
+                history.rates.append(_read(row["lr"]))
+                history.stages.append(row["stage"])
+                continue
+            loss, ap, hamming, exact = (_read(row.get(name)) for name in _HEADER[6:])
+            accuracy = tuple(_read(row.get(f"accuracy {name}")) for name in attributes)
+            history.epochs.append(
+                Epoch(
+                    row["stage"],
+                    int(row["epoch"]),
+                    int(row["iteration_number"]) + 1 if int(row["epoch"]) else 0,
+                    math.nan,
+                    _read(row["seconds"]),
+                    None if math.isnan(loss) else Validation(loss, ap, hamming, exact, accuracy),
+                )
+            )
+        return history
+
     def _validated(self) -> bool:
         return any(epoch.validation for epoch in self.epochs)
 
@@ -191,6 +217,10 @@ def _shortened(text: str) -> str:
 
 def _number(value: float) -> str | None:
     return None if math.isnan(value) else f"{value:.8g}"
+
+
+def _read(text: str | None) -> float:
+    return float(text) if text else math.nan
 
 
 def _padded(row: list[object], width: int) -> list[object]:

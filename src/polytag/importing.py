@@ -22,14 +22,15 @@ from polytag.files import write_text
 from polytag.graph import write_classifier
 from polytag.heads import Linear
 from polytag.images import content_hash
-from polytag.metrics import evaluate_arrays
 from polytag.model import Classifier
 from polytag.modelfile import ModelInfo
+from polytag.scorecard import evaluate_arrays
 from polytag.weights import fit_state, read_state
 
 # What the last layer is called in torchvision, timm and older collections.
 _HEADS = ("fc", "_fc", "classifier", "head", "head_dist", "last_linear", "linear", "output")
-_CHANGED = ("threshold", "title")
+_AS_IT_IS = {"decisions.calibrate": "none", "decisions.target": 0.5}
+_CHANGED = ("decisions.target", "title")
 _NOTE = (
     "Nothing was measured here, and what it was trained on is not known: `polytag evaluate` "
     "measures it on pictures that it was not trained on."
@@ -61,8 +62,9 @@ def import_weights(
         file: ``.pth``, ``.pt``, ``.bin`` or ``.safetensors``.
         backbone: timm's name of the network that the file was made with.
         attributes: What the K outputs of its head stand for, in their order.
-        changes: Dotted keys under ``preprocess``, ``threshold`` or ``title``, and their values:
-            how pictures were brought to size when it was trained.
+        changes: Dotted keys under ``preprocess``, ``title`` or ``decisions.target`` (a number:
+            there is nothing to choose a threshold by), and their values: how pictures were
+            brought to size when it was trained.
         name: Of the run; None: ``import-1``, ``import-2`` ...
         folder: Where run folders are.
 
@@ -88,13 +90,14 @@ def import_weights(
     """
     start, path = time.perf_counter(), Path(file)
     recipe = _recipe(backbone, changes or {})
+    threshold = _threshold(recipe)
     names = _different(attributes)
     runs.check_run_name(Path(folder), name)
     state = read_state(path)
     body = load_backbone(recipe.backbone, recipe.preprocess, recipe.features)
     model = _filled(body, state, names, str(path))
     nothing = np.empty((0, len(names)))
-    evaluation = evaluate_arrays(names, nothing, nothing, np.full(len(names), recipe.threshold))
+    evaluation = evaluate_arrays(names, nothing, nothing, [threshold] * len(names))
     whole, digest = evaluation.to_dict(), content_hash(path)
     metrics = whole | {
         "method": "import",
@@ -106,7 +109,7 @@ def import_weights(
     }
     info = ModelInfo(
         attributes=names,
-        thresholds=(recipe.threshold,) * len(names),
+        thresholds=(threshold,) * len(names),
         preprocess=body.spec,
         recipe=recipe.model_dump(mode="json", exclude={"data"}) | {"method": "import"},
         metrics={"macro": whole["macro"], "over": whole["over"]},
@@ -137,7 +140,18 @@ def _recipe(backbone: str, changes: Mapping[str, object]) -> Recipe:
             expected = f"preprocess.*, {' or '.join(_CHANGED)}"
             raise RecipeError("no effect on an import", where=key, expected=expected)
     network = {"backbone.name": backbone, "backbone.weights": "none", "features.layers": "last"}
-    return load_recipe("probe", {**changes, **network})
+    return load_recipe("probe", {**_AS_IT_IS, **changes, **network})
+
+
+def _threshold(recipe: Recipe) -> float:
+    if isinstance(recipe.decisions.target, str):
+        raise RecipeError(
+            "there are no labels to choose a threshold by",
+            where="decisions.target",
+            got=repr(recipe.decisions.target),
+            expected="a number above 0 and below 1",
+        )
+    return recipe.decisions.target
 
 
 def _resolved(recipe: Recipe, body: Backbone, weights: Path) -> Recipe:

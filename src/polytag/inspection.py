@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from polytag.groups import identical, joined, similar
 from polytag.pictures import Skipped, locate
 from polytag.table import LabelTable
 from polytag.usable import usable_rows
@@ -26,12 +30,15 @@ class Inspection:
         usable: How many rows have a picture that can be decoded.
         skipped: The other rows, each with its reason.
         identical: Groups of rows (names) whose pictures are byte-identical.
+        similar: Groups of rows (names) whose pictures are the same but for how they were saved:
+            quality, size, brightness, mirrored. Identical ones are among them, not alone.
     """
 
     table: LabelTable
     usable: int
     skipped: list[Skipped]
     identical: list[list[str]]
+    similar: list[list[str]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
@@ -51,6 +58,7 @@ class Inspection:
             "usable": self.usable,
             "skipped": [asdict(row) for row in self.skipped],
             "identical": self.identical,
+            "similar": self.similar,
         }
 
     def to_text(self) -> str:
@@ -74,11 +82,14 @@ class Inspection:
             lines += _wrapped(f"{left_out.image} ({left_out.where}): {left_out.reason}")
         if len(self.skipped) > _LISTED:
             lines.append(f"  and {len(self.skipped) - _LISTED} more (--json lists them all)")
-        if self.identical:
-            rows = sum(map(len, self.identical))
-            count = f"{len(self.identical)} ({rows} rows)"
-            twins = " = ".join(self.identical[0][:2])
-            lines += _wrapped(f"groups of byte-identical files: {count}, such as {twins}")
+        for kind, groups in (
+            ("byte-identical files", self.identical),
+            ("one picture saved in different ways", self.similar),
+        ):
+            if groups:
+                count = f"{len(groups)} ({sum(map(len, groups))} rows)"
+                twins = " = ".join((groups[0][0], groups[0][-1]))
+                lines += _wrapped(f"groups of {kind}: {count}, such as {twins}")
         for name, reason in table.warnings:
             lines += _wrapped(f"warning: {name} cannot be trained: {reason}")
         return "\n".join(lines)
@@ -95,14 +106,26 @@ def inspect_data(table: LabelTable, images: str | os.PathLike[str]) -> Inspectio
         UserError: There is no such folder, or a name leads out of it.
     """
     rows = usable_rows(table, *locate(table, Path(images)))
-    names, hashes = rows.table.images, rows.hashes
-    repeated = [text for text, count in Counter(hashes).items() if count > 1]
+    same = identical(rows.hashes)
+    alike = joined(same, similar(rows.looks))
     return Inspection(
         table=table,
-        usable=len(hashes),
+        usable=len(rows.hashes),
         skipped=rows.skipped,
-        identical=[
-            [name for name, text in zip(names, hashes, strict=True) if text == same]
-            for same in repeated
-        ],
+        identical=_named(rows.table.images, _several(same)),
+        similar=_named(
+            rows.table.images,
+            [group for group in _several(alike) if len(np.unique(same[group])) > 1],
+        ),
     )
+
+
+def _several(groups: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the rows of each group of several, in the order of the groups."""
+    rows = np.argsort(groups, kind="stable")
+    parts = np.split(rows, np.cumsum(np.bincount(groups))[:-1])
+    return [part for part in parts if len(part) > 1]
+
+
+def _named(names: Sequence[str], groups: list[NDArray[np.int64]]) -> list[list[str]]:
+    return [[names[row] for row in group] for group in groups]

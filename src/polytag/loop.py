@@ -315,8 +315,7 @@ class Loop:
         if self.choose:
             state = self._judged_state() if number else self.model.state_dict()
             logits = self.predict(self.choose, state)
-            names, threshold = self.history.attributes, self.recipe.threshold
-            validation = validate(names, logits, self.choose.values, threshold)
+            validation = validate(self.history.attributes, logits, self.choose.values)
             # Without both classes of any attribute there is no macro AP, in no epoch.
             by_loss = self.config.monitor == "loss" or math.isnan(validation.macro_ap)
             score = validation.loss if by_loss else -validation.macro_ap

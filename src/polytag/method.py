@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from polytag.modelfile import ModelInfo
 from polytag.pictures import Rows
 from polytag.runs import Place
 
+if TYPE_CHECKING:
+    from polytag.splits import Given
+
 Floats = NDArray[np.float32]
 
 
@@ -29,22 +32,32 @@ class Prepared:
     Attributes:
         recipe: As resolved.
         backbone: The network.
-        extractor: How features are computed; None where none are needed.
+        extractor: How features are computed.
         rows: N usable rows.
-        features: float32 (N, V, D), or None.
-        groups: int (N,).
+        features: float32 (N, V, D) of the frozen backbone.
+        alike: int (N,): rows of one number look the same.
+        groups: int (N,): rows of one number stay on one side of every split.
+        grouped: How they came about, for metrics.json.
+        given: The user's own split; None: rows are parted here.
+        leaked: bool (N,): rows of that split whose like is trained on; they judge nothing.
         learnt: The K' columns that can be learnt.
+        left_out: The other attributes, with the reason.
         place: Where the run will be.
         resuming: Whether it goes on from a checkpoint.
     """
 
     recipe: Recipe
     backbone: Backbone
-    extractor: Extractor | None
+    extractor: Extractor
     rows: Rows
-    features: Floats | None
+    features: Floats
+    alike: NDArray[np.int64]
     groups: NDArray[np.int64]
+    grouped: Mapping[str, Any]
+    given: Given | None
+    leaked: NDArray[np.bool_]
     learnt: list[int]
+    left_out: dict[str, str]
     place: Place
     resuming: bool
 
@@ -52,6 +65,29 @@ class Prepared:
     def values(self) -> Floats:
         """float32 (N, K'), of the columns that can be learnt."""
         return self.rows.table.values[:, self.learnt]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The K' attributes that can be learnt."""
+        return tuple(self.rows.table.attributes[k] for k in self.learnt)
+
+
+@dataclass(frozen=True, eq=False)
+class Choosing:
+    """Predictions that calibration and thresholds are chosen by.
+
+    Attributes:
+        logits: float32 (N, K') of rows that neither the model they come from nor its choices
+            have seen; NaN in the other rows.
+        folds: int (N,): parts of these rows for what is fitted on some and applied to others; -1:
+            the other rows.
+        judges: bool (N,): the rows that what is chosen here is judged on, none of them among
+            those it is chosen by. Of what is deployed: none.
+    """
+
+    logits: Floats
+    folds: NDArray[np.int64]
+    judges: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +97,9 @@ class Trained:
     Attributes:
         logits: float32 (N, K') of the judged rows.
         judged: bool (N,): the rows that numbers are measured on.
-        folds: (N,): every row's fold (int), or its part (str).
+        parts: (N,): every row's fold (int), or its part (str), for splits.csv.
+        choosing: One for each model that judged rows come from; together they judge them all.
+        deployed: What the kept model's are chosen by; None: no row is left to choose by.
         history: Of the training.
         model: The network that is kept, in torch.
         write: Writes ``model.onnx`` with what it is to say about itself.
@@ -72,7 +110,9 @@ class Trained:
 
     logits: Floats
     judged: NDArray[np.bool_]
-    folds: NDArray[Any]
+    parts: NDArray[Any]
+    choosing: Sequence[Choosing]
+    deployed: Choosing | None
     history: History
     model: Classifier
     write: Callable[[ModelInfo, Path], None]

@@ -108,7 +108,7 @@ def load_classifier(run: str | os.PathLike[str]) -> Classifier:
 
 
 class Answers(nn.Module):
-    """A classifier as a model file: ``probabilities`` (B, K) and ``embedding`` (B, D).
+    """What a model file is exported from: logits (B, K) and ``embedding`` (B, D).
 
     Of a head that looks at all positions the embedding is the mean over them.
     """
@@ -118,7 +118,6 @@ class Answers(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities and embedding of ``images`` uint8 (B, S, S, 3)."""
+        """Return logits and embedding of ``images`` uint8 (B, S, S, 3)."""
         seen = self.classifier.embed(images)
-        probabilities = torch.sigmoid(self.classifier.head(seen))
-        return probabilities, seen.mean(1) if seen.ndim == 3 else seen
+        return self.classifier.head(seen), seen.mean(1) if seen.ndim == 3 else seen

@@ -27,12 +27,17 @@ class ModelInfo:
     Attributes:
         attributes: K names, in the order of the output ``probabilities``.
         thresholds: K numbers: present from this probability on.
+        cuts: K pairs (low, high): absent below low, present from high, unsure between; a None in a
+            pair: that is never said; None for a pair, or as a whole: ``thresholds`` decide.
+        unsure: What the cuts promise, and on what; empty without them.
+        verdicts: Whether the pictures showed each attribute, where that was judged.
         preprocess: From any picture to the input ``images``.
         left_out: Attributes of the table that the model does not answer, with the reason.
         counts: Per attribute of the table: present, absent, na.
         recipe: The recipe as resolved.
         metrics: Headline metrics; what is not computed is null.
-        calibration: Per attribute; None: probabilities as the head gives them.
+        calibration: As `polytag.calibration.Calibration.to_dict`; None: probabilities as the head
+            gives them.
         versions: Of polytag and the libraries that made the file.
         weights_licence: Licence of the backbone's pretrained weights.
         splits_hash: sha256 of the run's splits.csv, which lists what was trained on.
@@ -41,6 +46,9 @@ class ModelInfo:
     attributes: tuple[str, ...]
     thresholds: tuple[float, ...]
     preprocess: PreprocessSpec
+    cuts: tuple[tuple[float | None, float | None] | None, ...] | None = None
+    unsure: Mapping[str, Any] = field(default_factory=dict)
+    verdicts: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +102,8 @@ class ModelInfo:
             tree["preprocess"] = PreprocessSpec.from_dict(tree["preprocess"])
             tree["attributes"] = tuple(tree["attributes"])
             tree["thresholds"] = tuple(tree["thresholds"])
+            if tree.get("cuts") is not None:
+                tree["cuts"] = tuple(pair and tuple(pair) for pair in tree["cuts"])
             info = cls(**tree)
             if not _consistent(info):
                 raise ValueError("one threshold in (0, 1) is expected for each attribute")
@@ -109,7 +119,12 @@ class ModelInfo:
 def _consistent(info: ModelInfo) -> bool:
     numbers = all(isinstance(t, float | int) and 0 < t < 1 for t in info.thresholds)
     names = all(isinstance(name, str) for name in info.attributes)
-    return numbers and names and len(info.thresholds) == len(info.attributes) > 0
+    cuts = [cut for pair in info.cuts or () for cut in pair or () if cut is not None]
+    numbers &= all(isinstance(cut, float | int) and 0 <= cut <= 1 for cut in cuts)
+    count = len(info.attributes)
+    return (
+        numbers and names and len(info.thresholds) == count == len(info.cuts or info.attributes) > 0
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from polytag.errors import ImageError, SkippedError, UserError
 from polytag.names import safe_join
 from polytag.table import LabelTable
@@ -30,17 +33,23 @@ class Rows:
         table: The N rows.
         paths: N files.
         hashes: N content hashes.
+        looks: uint8 (N, 8, 8, 3), see `polytag.looks.look`.
         skipped: The other rows, each with its reason.
     """
 
     table: LabelTable
     paths: list[Path]
     hashes: list[str]
+    looks: NDArray[np.uint8]
     skipped: list[Skipped]
 
 
 def rows_without(
-    table: LabelTable, paths: Sequence[Path], hashes: Sequence[str], errors: Mapping[int, UserError]
+    table: LabelTable,
+    paths: Sequence[Path],
+    hashes: Sequence[str],
+    looks: NDArray[np.uint8],
+    errors: Mapping[int, UserError],
 ) -> Rows:
     """Return the rows of a table that have no error.
 
@@ -48,6 +57,7 @@ def rows_without(
         table: All rows.
         paths: The file of each.
         hashes: The content hash of each; looked at only where there is no error.
+        looks: The look of each, uint8 (rows, 8, 8, 3); the same.
         errors: What is wrong with a row, by its number.
     """
     good = [row for row in range(len(table)) if row not in errors]
@@ -55,6 +65,7 @@ def rows_without(
         table=table.select(good),
         paths=[paths[row] for row in good],
         hashes=[hashes[row] for row in good],
+        looks=looks[good],
         skipped=skipped_rows(table, errors),
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from polytag.errors import UserError, printable
 
+_ORDER = ("present", "unsure", "absent")
+_DOUBT = "* training found no evidence that pictures show this: its answer is a guess"
 DECIMALS = 6  # of a probability in text formats: float32 holds no more
 
 
@@ -28,6 +30,9 @@ class Predictions:
         probabilities: float32 (N, K) in [0, 1]; NaN in the rows of pictures that failed.
         thresholds: float64 (K,): present from this probability on.
         errors: N entries: what was wrong with the picture, or None.
+        cuts: K pairs (low, high): absent below low, present from high, unsure between, None: that
+            is never said; None as a whole: ``thresholds`` decide, and nothing is unsure.
+        verdicts: What was found about an attribute in training, where somebody judged that.
 
     Example:
         >>> p = Predictions(("a.jpg",), ("red", "striped"), np.array([[0.9, 0.2]], np.float32),
@@ -41,14 +46,23 @@ class Predictions:
     probabilities: NDArray[np.float32]
     thresholds: NDArray[np.float64]
     errors: tuple[str | None, ...]
+    cuts: tuple[tuple[float | None, float | None] | None, ...] | None = None
+    verdicts: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def decisions(self) -> NDArray[np.str_]:
-        """str (N, K): ``present``, ``absent``, or empty where the picture failed."""
+        """str (N, K): ``present``, ``absent``, ``unsure``, or empty where the picture failed."""
         decided = np.where(self.probabilities >= self.thresholds, "present", "absent")
+        for k, pair in enumerate(self.cuts or ()):
+            if pair is not None:
+                low, high = pair
+                p = self.probabilities[:, k]
+                decided[:, k] = "unsure"
+                decided[p >= (np.inf if high is None else high), k] = "present"
+                decided[p < (-np.inf if low is None else low), k] = "absent"
         return np.where(np.isnan(self.probabilities), "", decided)
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -86,13 +100,21 @@ def concatenate(chunks: Iterable[Predictions]) -> Predictions:
         probabilities=np.concatenate([part.probabilities for part in parts]),
         thresholds=parts[0].thresholds,
         errors=tuple(error for part in parts for error in part.errors),
+        cuts=parts[0].cuts,
+        verdicts=parts[0].verdicts,
     )
 
 
 def write_text(chunks: Iterable[Predictions], out: TextIO) -> None:
     """Write what a person wants to read: what is present first, surest first."""
+    doubted = False
     for chunk in chunks:
-        names = [printable(name) for name in chunk.attributes]
+        doubts = [_doubted(chunk, name) for name in chunk.attributes]
+        doubted |= any(doubts)
+        names = [
+            f"{printable(name)}{'*' * doubt}"
+            for name, doubt in zip(chunk.attributes, doubts, strict=True)
+        ]
         width = max(map(len, names), default=0)
         for row, image in enumerate(chunk.images):
             out.write(f"{printable(image)}\n")
@@ -101,16 +123,35 @@ def write_text(chunks: Iterable[Predictions], out: TextIO) -> None:
                 reason = printable(error).removeprefix(f"{printable(image)}: ")
                 out.write(f"  ! not read: {reason}\n\n")
                 continue
-            decisions, present = chunk.decisions[row], []
-            order = np.lexsort((-chunk.probabilities[row], decisions != "present"))
-            for k in order:
-                name, is_present = names[k], decisions[k] == "present"
-                present += [name] if is_present else []
-                mark = "✓" if is_present else "✗"
-                share = f"{chunk.probabilities[row, k] * 100:5.1f} %"
-                threshold = f"(threshold {chunk.thresholds[k] * 100:.3g} %)"
-                out.write(f"  {mark} {name:<{width}}  {decisions[k]:<7}  {share}   {threshold}\n")
+            decisions = chunk.decisions[row]
+            kind = np.array([_ORDER.index(word) for word in decisions])
+            ranked = np.lexsort((-chunk.probabilities[row], kind))
+            for k in ranked:
+                share = f"{chunk.probabilities[row, k] * 100:5.1f} %   {_rule(chunk, k)}"
+                out.write(f"  {'✓?✗'[kind[k]]} {names[k]:<{width}}  {decisions[k]:<7}  {share}\n")
+            present = [printable(chunk.attributes[k]) for k in ranked if kind[k] == 0]
             out.write(f"  attributes present: {', '.join(present) or 'none'}\n\n")
+    if doubted:
+        out.write(f"{_DOUBT}\n")
+
+
+def _doubted(chunk: Predictions, name: str) -> bool:
+    return not chunk.verdicts.get(name, "learnable").startswith("learnable")
+
+
+def _rule(chunk: Predictions, k: int) -> str:
+    """Say by what an attribute was decided."""
+    cuts = chunk.cuts[k] if chunk.cuts else None
+    if cuts is None:
+        return f"(threshold {_percent(chunk.thresholds[k])})"
+    low, high = cuts
+    below = "never absent" if low is None else f"absent below {_percent(low)}"
+    above = "never present" if high is None else f"present from {_percent(high)}"
+    return f"({below}, {above})"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.3g} %"
 
 
 def write_json(chunks: Iterable[Predictions], out: TextIO) -> None:

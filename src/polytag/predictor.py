@@ -46,7 +46,7 @@ def load(run: str | os.PathLike[str]) -> Predictor:
                 where=str(run),
                 got="no model.onnx",
                 fix=f"polytag train --resume {run} finishes it"
-                if (path.parent / "checkpoint.safetensors").is_file()
+                if any(path.parent.rglob("checkpoint.safetensors"))
                 else "polytag train makes one",
             )
     elif not path.is_file():
@@ -94,7 +94,8 @@ class Predictor:
 
         Args:
             common: For all attributes.
-            each: By attribute; wins over ``common``.
+            each: By attribute; wins over ``common``. Where a threshold is given, nothing is
+                unsure.
 
         Raises:
             RecipeError: An attribute the model does not know, or a threshold outside (0, 1).
@@ -120,8 +121,11 @@ class Predictor:
                     got=f"{value:g}",
                     expected="a number above 0 and below 1",
                 )
+        by_hand = set(self.info.attributes) if common is not None else set(each or {})
+        pairs = zip(self.info.attributes, self.info.cuts or (), strict=False)
+        cuts = tuple(None if name in by_hand else cut for name, cut in pairs)
         other = copy.copy(self)
-        other.info = replace(self.info, thresholds=tuple(chosen.values()))
+        other.info = replace(self.info, thresholds=tuple(chosen.values()), cuts=cuts or None)
         return other
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -154,6 +158,8 @@ class Predictor:
                 probabilities=answers,
                 thresholds=np.array(self.info.thresholds),
                 errors=tuple(None if error is None else str(error) for error in group.errors),
+                cuts=self.info.cuts,
+                verdicts=self.info.verdicts,
             )
 
     def predict(self, pictures: Named | Sequence[Named]) -> Predictions:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 # The metrics of one attribute, in the order reports show them: fields of AttributeMetrics.
-METRICS = ("ap", "auc", "f1", "precision", "recall", "accuracy")
+METRICS = (
+    *("ap", "auc", "f1", "precision", "recall", "accuracy"),
+    *("balanced_accuracy", "brier", "ece"),
+)
+TOGETHER = ("log_loss", "hamming", "exact_match")  # of all cells together: fields of Evaluation
 
 
 @dataclass(frozen=True)
 class Value:
-    """One measured number; low and high are None where no interval was computed."""
+    """One measured number, and its 95 % interval."""
 
     value: float = np.nan  # NaN where it is not defined
     chance: float = np.nan  # what guessing scores on the same cells; NaN where value is
     reason: str = ""  # why it is not defined, or what to know when reading it
-    low: float | None = None
+    low: float | None = None  # None where no interval was computed
     high: float | None = None
 
 
@@ -48,8 +52,16 @@ class AttributeMetrics:
     precision: Value
     recall: Value
     accuracy: Value
-    threshold: float  # a probability of at least this is decided present
+    balanced_accuracy: Value  # mean of the shares of present and of absent cells decided rightly
+    brier: Value  # mean squared distance of probability and value: lower is better
+    ece: Value  # expected calibration error, lower is better
+    # A probability of at least this is decided present; NaN where rows had different ones.
+    threshold: float
+    threshold_low: float | None = None  # 95 % interval; None where nothing was chosen
+    threshold_high: float | None = None
     verdict: str | None = None  # whether the pictures carry it; None until somebody judged that
+    p_value: float | None = None  # of the permutation test behind the verdict
+    p_holm: float | None = None  # the same, adjusted for the number of attributes
 
 
 @dataclass(frozen=True)
@@ -81,3 +93,55 @@ class Evaluation:
 
         content = asdict(self, dict_factory=plain)
         return content | {"attributes": list(content["attributes"]), "over": self.over}
+
+
+class Chosen(Protocol):
+    """A threshold and its interval, such as `thresholds.Threshold`."""
+
+    @property
+    def value(self) -> float:
+        """The threshold."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end; None where it has no interval."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
+
+
+def with_verdicts(
+    evaluation: Evaluation, verdicts: Mapping[str, tuple[str, float, float]]
+) -> Evaluation:
+    """Return the evaluation with (verdict, p value, p value by Holm) of the attributes named.
+
+    Example:
+        >>> with_verdicts(Evaluation((), {}, Mean(), Mean(), Mean()), {}).attributes
+        ()
+    """
+
+    def judged(each: AttributeMetrics) -> AttributeMetrics:
+        if each.name not in verdicts:
+            return each
+        verdict, p_value, p_holm = verdicts[each.name]
+        return replace(each, verdict=verdict, p_value=p_value, p_holm=p_holm)
+
+    return replace(evaluation, attributes=tuple(map(judged, evaluation.attributes)))
+
+
+def with_thresholds(evaluation: Evaluation, thresholds: Mapping[str, Chosen]) -> Evaluation:
+    """Return the evaluation with the thresholds that travel in the model, of the attributes named.
+
+    Example:
+        >>> with_thresholds(Evaluation((), {}, Mean(), Mean(), Mean()), {}).attributes
+        ()
+    """
+
+    def decided(each: AttributeMetrics) -> AttributeMetrics:
+        if each.name not in thresholds:
+            return each
+        t = thresholds[each.name]
+        return replace(each, threshold=t.value, threshold_low=t.low, threshold_high=t.high)
+
+    return replace(evaluation, attributes=tuple(map(decided, evaluation.attributes)))

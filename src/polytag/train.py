@@ -7,33 +7,35 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polytag import finetune, probe, runs
+from polytag import finetune, probe, rounds, runs
 from polytag.artefacts import Outcome, write_run
 from polytag.backbone import Backbone, load_backbone, resolve_device
-from polytag.checkpoint import interrupted
+from polytag.checkpoint import has_checkpoint, interrupted, remove_checkpoints
 from polytag.config import Recipe, load_recipe
+from polytag.decide import calibrate, decide, judge
 from polytag.errors import ModelError, RecipeError, UserError
 from polytag.features import Extractor, make_extractor, rows_with_features
 from polytag.files import remove_remains
-from polytag.groups import identical
-from polytag.method import Prepared, Trained
-from polytag.metrics import evaluate_arrays
+from polytag.learnability import judge_learnability
+from polytag.method import Prepared
+from polytag.parting import given_split, group_rows
 from polytag.pictures import MAX_SKIPPED, locate, refuse_too_many, skipped_rows
 from polytag.processes import from_main
-from polytag.results import Evaluation
+from polytag.progress import waiting
+from polytag.results import with_verdicts
 from polytag.table import LabelTable, read_table
+from polytag.thresholds import parse_target
 from polytag.trainable import frozen_depth
-from polytag.usable import usable_rows
 
-METHODS = {"probe": probe.train, "finetune": finetune.train}
 log = logging.getLogger("polytag")
-Floats = NDArray[np.float32]
+METHODS = {"probe": probe.train, "finetune": rounds.train}
 
 
 def fit(
@@ -116,7 +118,7 @@ def resume(
         0.73
     """
     path = Path(run).resolve()
-    if not (path / "checkpoint.safetensors").is_file():
+    if not has_checkpoint(path):
         finished = (path / "model.onnx").is_file()
         raise ModelError(
             "nothing to go on with",
@@ -153,6 +155,36 @@ def _fit(
     max_skipped: float,
 ) -> runs.Run:
     start = time.perf_counter()
+    given = _prepare(table, images, chosen, place, strict=strict, max_skipped=max_skipped)
+    recipe, values, groups = given.recipe, given.values, given.groups
+
+    # 4. Do the pictures show the attributes at all?
+    verdicts = _verdicts(given.rows.table, given.features[:, 0], groups)
+
+    # 5. The method trains, and predicts rows that chose nothing.
+    trained = METHODS[recipe.method](given)
+    trained = replace(trained, judged=trained.judged & ~given.leaked)
+
+    # 6. Calibration and thresholds, for every judged row chosen without it; then the numbers.
+    calibrated = calibrate(trained, values, recipe.decisions)
+    decided = decide(calibrated, values, groups, recipe.decisions, recipe.seed)
+    measured = judge(given.rows.table, given.learnt, calibrated, decided, groups, given.left_out)
+    evaluation = with_verdicts(measured, verdicts)
+
+    # 7. The run folder.
+    seconds = time.perf_counter() - start
+    return _leave(Outcome(given, trained, calibrated, decided, evaluation, seconds), place)
+
+
+def _prepare(
+    table: LabelTable,
+    images: Path,
+    chosen: Recipe,
+    place: runs.Place,
+    *,
+    strict: bool,
+    max_skipped: float,
+) -> Prepared:
     resuming = place.made is not None
     # 1. Every name of the recipe becomes a thing first, so that a mistake costs no time.
     chosen = chosen.replace({"device": resolve_device(chosen.device)})
@@ -163,46 +195,36 @@ def _fit(
     if not resuming:
         runs.check_run_name(place.runs, place.name)
     backbone = _load(chosen)
-    from_probe = chosen.method == "probe" or (chosen.head.init == "probe" and not resuming)
-    extractor = make_extractor(backbone, chosen.features, chosen.device) if from_probe else None
+    extractor = make_extractor(backbone, chosen.features, chosen.device)
     recipe = _resolved(chosen, backbone, extractor, table, images)
 
-    # 2. Every picture is decoded once: to features, or to see whether it can be. What cannot is
-    #    skipped, and too much stops.
-    features = None
-    if extractor:
-        rows, features = rows_with_features(table, *located, extractor)
-    else:
-        rows = usable_rows(table, *located)
+    # 2. Every picture is decoded once, to features. What cannot be is skipped; too much stops.
+    rows, features = rows_with_features(table, *located, extractor)
     refuse_too_many(rows.skipped, len(table), strict=strict, most=max_skipped)
     learnt, left_out = _trainable(rows.table)
-    _warn(rows.table, left_out, chosen.split.folds)
+    for name, reason in left_out.items():
+        log.warning("%s is not trained: %s", name, reason)
 
-    # 3. Identical pictures form groups, which no split divides.
-    groups = identical(rows.hashes)
-
-    # 4. The method trains, and predicts rows that chose nothing.
-    train = METHODS[recipe.method]
-    trained = train(
-        Prepared(recipe, backbone, extractor, rows, features, groups, learnt, place, resuming)
-    )
-    probabilities = _spread(trained.logits, learnt, rows.table.values.shape)
-    thresholds = np.full(len(table.attributes), recipe.threshold)
-
-    # 5. The run folder.
-    outcome = Outcome(
+    # 3. Pictures that belong together form groups, which no split divides; a split of the user's
+    #    own is kept, but a row whose like was trained on judges nothing.
+    alike, groups, grouped = group_rows(rows, features, recipe.split.group_by)
+    given, leaked = given_split(rows.table, recipe.split.given, groups)
+    return Prepared(
         recipe=recipe,
+        backbone=backbone,
+        extractor=extractor,
         rows=rows,
+        features=features,
+        alike=alike,
         groups=groups,
+        grouped=grouped,
+        given=given,
+        leaked=leaked,
         learnt=learnt,
         left_out=left_out,
-        probabilities=probabilities,
-        thresholds=thresholds,
-        evaluation=_evaluate(rows.table, probabilities, thresholds, trained, left_out),
-        trained=trained,
-        seconds=time.perf_counter() - start,
+        place=place,
+        resuming=resuming,
     )
-    return _leave(outcome, place)
 
 
 def _load(recipe: Recipe) -> Backbone:
@@ -214,7 +236,8 @@ def _load(recipe: Recipe) -> Backbone:
 
 
 def _check(recipe: Recipe) -> None:
-    """Refuse fields that do not go together."""
+    """Refuse fields that do not go together, and names that nothing has."""
+    parse_target(str(recipe.decisions.target))
     if recipe.method == "finetune":
         finetune.check(recipe)
         return
@@ -228,23 +251,14 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError("a probe is fitted in one process", fix="start it without torchrun")
 
 
-def _evaluate(
-    table: LabelTable,
-    probabilities: Floats,
-    thresholds: NDArray[np.float64],
-    trained: Trained,
-    left_out: dict[str, str],
-) -> Evaluation:
-    """Measure the judged rows; where there are none, every number has that for its reason."""
-    judged, folds = trained.judged, trained.folds
-    return evaluate_arrays(
-        table.attributes,
-        table.values[judged],
-        probabilities[judged],
-        thresholds,
-        folds=folds[judged] if folds.dtype.kind == "i" and judged.any() else None,
-        not_trained=left_out,
-    )
+def _verdicts(
+    table: LabelTable, features: NDArray[np.float32], groups: NDArray[np.int64]
+) -> dict[str, tuple[str, float, float]]:
+    """Return each attribute's verdict, its p and its adjusted p."""
+    with waiting("testing whether the pictures show the attributes"):
+        found = judge_learnability(features, table.values, groups)
+    told = [(each.verdict, each.p_value, each.p_holm) for each in found]
+    return dict(zip(table.attributes, told, strict=True))
 
 
 def _leave(outcome: Outcome, place: runs.Place) -> runs.Run:
@@ -256,14 +270,13 @@ def _leave(outcome: Outcome, place: runs.Place) -> runs.Run:
 
 def _write(run: Path, outcome: Outcome) -> dict[str, Any]:
     """Write the run folder and return its metrics; if that fails, leave what can go on, or none."""
-    checkpoint = run / "checkpoint.safetensors"
     try:
         metrics = write_run(run, outcome)
-        checkpoint.unlink(missing_ok=True)
+        remove_checkpoints(run)
     except KeyboardInterrupt:
         raise interrupted(run) from None
     finally:
-        if not (run / "model.onnx").is_file() and not checkpoint.is_file():
+        if not (run / "model.onnx").is_file() and not has_checkpoint(run):
             shutil.rmtree(run, ignore_errors=True)
     runs.mark_latest(run)
     return metrics
@@ -283,30 +296,10 @@ def _trainable(table: LabelTable) -> tuple[list[int], dict[str, str]]:
     return learnt, left_out
 
 
-def _warn(table: LabelTable, left_out: dict[str, str], folds: int) -> None:
-    for name, (present, absent, _) in zip(table.attributes, table.counts().tolist(), strict=True):
-        if name in left_out:
-            log.warning("%s is not trained: %s", name, left_out[name])
-        elif min(present, absent) < folds:
-            kind = "present" if present < absent else "absent"
-            count = min(present, absent)
-            words = "%s is known to be %s in %d pictures only: its numbers say little"
-            log.warning(words, name, kind, count)
-
-
-def _spread(
-    logits: NDArray[np.float32], learnt: list[int], shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    """Return probabilities (N, K) with NaN columns for what was not learnt."""
-    probabilities = np.full(shape, np.nan, dtype=np.float32)
-    probabilities[:, learnt] = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return probabilities
-
-
 def _resolved(
     recipe: Recipe,
     backbone: Backbone,
-    extractor: Extractor | None,
+    extractor: Extractor,
     table: LabelTable,
     images: Path,
 ) -> Recipe:
@@ -318,7 +311,7 @@ def _resolved(
     return recipe.replace(
         {
             "backbone.weights": str(Path(weights).absolute()) if Path(weights).suffix else weights,
-            "features.engine": extractor.engine if extractor else recipe.features.engine,
+            "features.engine": extractor.engine,
             "preprocess.size": spec.size,
             "preprocess.crop_fraction": spec.crop_fraction,
             "preprocess.interpolation": spec.interpolation,

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from polytag.errors import UserError
 from polytag.images import content_hash, decode
+from polytag.looks import SIDE, look
 from polytag.pictures import Rows, rows_without
 from polytag.pipeline import stream
 from polytag.progress import progress
@@ -23,16 +27,17 @@ def usable_rows(table: LabelTable, paths: Sequence[Path], errors: Mapping[int, U
     """
     there = [row for row in range(len(table)) if row not in errors]
     hashes, unusable = [""] * len(table), dict(errors)
+    looks = np.zeros((len(table), SIDE, SIDE, 3), dtype=np.uint8)
 
-    def check(row: int) -> str:
-        decode(paths[row])
-        return content_hash(paths[row])
+    def check(row: int) -> tuple[str, NDArray[np.uint8]]:
+        image = decode(paths[row])
+        return content_hash(paths[row]), look(image)
 
     with progress("checking", len(there), "pictures") as advance:
         for row, result in stream(there, check):
             if isinstance(result, UserError):
                 unusable[row] = result
             else:
-                hashes[row] = result
+                hashes[row], looks[row] = result
             advance(1)
-    return rows_without(table, paths, hashes, unusable)
+    return rows_without(table, paths, hashes, looks, unusable)

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=int, help="Of every stage.  [--set stages.*.epochs=]")
 @click.option("--batch", type=int, help="[--set training.batch=]")
 @click.option("--holdout", type=float, help="Share to judge on.  [--set split.holdout=]")
+@click.option("--folds", type=int, help="Judge in folds.  [--set split.folds=]")
+@click.option("--group-by", metavar="COLUMN", help="Never parted.  [--set split.group_by=]")
+@click.option("--split", metavar="COLUMN|FILE", help="Your own split.  [--set split.given=]")
+@click.option("--target", help="Of thresholds: f1, precision=0.9 ...  [--set decisions.target=]")
+@click.option("--max-error", type=float, help="Else unsure.  [--set decisions.max_error=]")
+@click.option("--confidence", type=float, help="Of it.  [--set decisions.confidence=]")
 @click.option("--resume", "run_to_resume", type=PATH, help="Go on with an interrupted run.")
 @json_option
 def train(**options: Any) -> None:
@@ -76,10 +82,19 @@ def _train_anew(options: dict[str, Any]) -> Run:
         "training.batch": "batch",
         "stages.*.epochs": "epochs",
         "split.holdout": "holdout",
+        "split.folds": "folds",
+        "split.group_by": "group_by",
+        "split.given": "split",
+        "decisions.max_error": "max_error",
+        "decisions.confidence": "confidence",
     }
     flags |= {key: key for key in ("seed", "device", "title")}
     changes = parse_changes(options["settings"])
     changes |= {key: options[flag] for key, flag in flags.items() if options[flag] is not None}
+    if options["target"] is not None:
+        changes |= parse_changes([f"decisions.target={options['target']}"])
+    if options["folds"] is not None and load_recipe(options["recipe"]).method == "finetune":
+        changes["split.holdout"] = "folds"
     recipe = load_recipe(options["recipe"], changes)
     # A run's config.toml says what it was trained on; flags win.
     reading = recipe.data.model_dump()
@@ -128,6 +143,35 @@ def _go_on(options: dict[str, Any]) -> Run:
     return resume(run, table, options["images"])
 
 
+@cli.command()
+@click.argument("run", type=PATH)
+@click.option("--target", help="f1, f2, precision=0.9, recall=0.9, cost=5, prevalence, 0.5.")
+@click.option("--max-error", type=float, help="Promise at most so many errors, else unsure.")
+@click.option("--confidence", type=float, help="Of that promise.  [default: the run's]")
+@json_option
+def thresholds(run: Path, as_json: bool, **options: Any) -> None:
+    """Choose a run's thresholds anew, without training, and say what they do.
+
+    The run's numbers, card, report and model file are brought up to date. What is not given stays
+    as it was; --max-error 0 takes unsure away.
+    """
+    from polytag.config import parse_changes
+    from polytag.rechoose import choose_anew
+
+    given = [(key, options[key]) for key in ("target", "max_error", "confidence")]
+    words = [f"decisions.{key}={value}" for key, value in given if value is not None]
+    if not words:
+        raise click.UsageError("Say --target or --max-error.", click.get_current_context())
+    chosen = choose_anew(run, parse_changes(words))
+    if as_json:
+        click.echo(json.dumps({"run": str(chosen.path), **chosen.metrics}, ensure_ascii=False))
+        return
+    from polytag.summary import decisions
+
+    click.echo(decisions(chosen.metrics))
+    click.echo(f"\nrun: {chosen.path}")
+
+
 @cli.command("import")
 @click.argument("file", type=PATH)
 @click.option("--backbone", required=True, help="timm's name of the network in the file.")
@@ -148,7 +192,7 @@ def import_(file: Path, **options: Any) -> None:
 
     changes = parse_changes(options["settings"])
     if options["threshold"] is not None:
-        changes["threshold"] = options["threshold"]
+        changes["decisions.target"] = options["threshold"]
     run = import_weights(
         file,
         backbone=options["backbone"],

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from polytag.config.sections import (
     BackboneConfig,
     DataConfig,
+    DecisionsConfig,
     FeaturesConfig,
     PreprocessConfig,
     ProbeConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "AugmentConfig",
     "BackboneConfig",
     "DataConfig",
+    "DecisionsConfig",
     "FeaturesConfig",
     "HeadConfig",
     "LossConfig",
@@ -77,15 +79,13 @@ class Recipe(Section):
     )
     seed: int = Field(42, ge=0, description="Decides the folds and everything else drawn.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
-    threshold: float = Field(
-        0.5, gt=0, lt=1, description="An attribute is present from this probability on."
-    )
     title: str = Field("training loss", description="Title of loss_curve.png.")
     backbone: BackboneConfig = BackboneConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
     features: FeaturesConfig = FeaturesConfig()
     probe: ProbeConfig = ProbeConfig()
     split: SplitConfig = SplitConfig()
+    decisions: DecisionsConfig = DecisionsConfig()
     head: HeadConfig = HeadConfig()
     loss: LossConfig = LossConfig()
     sampler: SamplerConfig = SamplerConfig()

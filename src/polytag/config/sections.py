@@ -118,12 +118,11 @@ class SplitConfig(Section):
         description="probe: each picture is predicted by a model trained on the other folds. At "
         "least 3: two to choose in, one to judge.",
     )
-    holdout: float = Field(
+    holdout: Annotated[float, Field(ge=0, le=0.9)] | Literal["folds"] = Field(
         0.0,
-        ge=0,
-        le=0.9,
         description="finetune: share of the pictures that is set aside to judge the model, and "
-        "nothing else. 0: all are trained on, and the run has no honest number.",
+        "nothing else. 0: all are trained on, and the run has no honest number. folds: each of "
+        "split.folds parts is held out once, and one more model, trained on all, is kept.",
     )
     choose: float = Field(
         0.0,
@@ -132,6 +131,42 @@ class SplitConfig(Section):
         description="finetune: share of the other pictures that decides when to stop and what to "
         "keep.",
     )
+
+    group_by: str = Field(
+        "",
+        description="A column of the table (patient, product, video): rows with the same text "
+        "stay on one side of every split, as pictures that look the same always do.",
+    )
+    given: str = Field(
+        "",
+        description="Your own split: a column of the table, or a CSV file with the columns image "
+        "and split or fold (another run's splits.csv too), of fold numbers or of the words "
+        "train, val, test.",
+    )
+
+
+class DecisionsConfig(Section):
+    """How probabilities are corrected, and when an attribute is called present."""
+
+    calibrate: Literal["auto", "none", "temperature", "platt", "beta"] = Field(
+        "auto",
+        description="Correction of probabilities, fitted on predictions of rows that the model "
+        "had not seen; auto: by the number of labels. It changes no order.",
+    )
+    target: str | Annotated[float, Field(gt=0, lt=1)] = Field(
+        "f1",
+        description="What thresholds are chosen for, one an attribute: f1 (f0.5, f2), "
+        "precision=0.9, recall=0.9, cost=5 (a miss costs as much as five false alarms), "
+        "prevalence; or a number: that threshold for all.",
+    )
+    max_error: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Above 0: what cannot be decided with at most this share of errors, at "
+        "decisions.confidence, is called unsure.",
+    )
+    confidence: float = Field(0.9, gt=0.5, lt=1, description="Of the bound on these errors.")
 
 
 class DataConfig(Section):

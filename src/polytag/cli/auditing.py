@@ -1,0 +1,48 @@
+"""The verb that looks for what is wrong with labels and pictures: audit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polytag.cli.common import PATH, cli, data_options, json_option, read_labels
+
+
+@cli.command()
+@data_options(required=True)
+@click.option("--run", type=PATH, help="Use this run's out-of-fold probabilities.")
+@click.option("--split", metavar="COLUMN", help="Your own split, to look for leaks in.")
+@click.option("--out", type=PATH, default=Path("audit"), show_default=True, help="A folder.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
+@json_option
+def audit(**options: Any) -> None:
+    """Look for what is wrong with labels and pictures; exit with 1 if it is serious.
+
+    Writes audit.html and lists that annotation tools can take: label_errors.csv, duplicates.csv,
+    annotate_next.csv, skipped.csv.
+    """
+    from polytag.audit import audit as look
+    from polytag.pictures import refuse_too_many
+
+    table = read_labels(options)
+    found = look(table, options["images"], options["run"], split=options["split"])
+    files = found.write(options["out"])
+    text = (
+        json.dumps(found.to_dict(), ensure_ascii=False) if options["as_json"] else found.to_text()
+    )
+    click.echo(text)
+    for path in files if not options["as_json"] else ():
+        logging.getLogger("polytag").info("wrote %s", path)
+    refuse_too_many(
+        found.material.rows.skipped,
+        len(table),
+        strict=options["strict"],
+        most=options["max_skipped"],
+    )
+    if found.serious and not options["exit_zero"]:
+        sys.exit(1)
