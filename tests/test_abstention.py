@@ -154,3 +154,13 @@ def test_what_stands_under_a_hole_changes_nothing(data, rows):
         assert cuts.high is None or 0 < cuts.high < 1
         assert None in (cuts.low, cuts.high) or cuts.low <= cuts.high
         assert (cuts.note == "") == (None not in (cuts.low, cuts.high))
+
+
+def test_what_the_threshold_calls_present_is_never_called_absent_nor_the_reverse():
+    rng = np.random.default_rng(5)
+    p = rng.beta(0.3, 9, (3000, 1))  # 3 % present: all could be called absent at an error of 5 %
+    values = (rng.random(p.shape) < p).astype(float)
+    for threshold, turned in ((0.2, False), (0.8, True)):
+        cells = (1 - values, 1 - p) if turned else (values, p)
+        (cuts,) = choose_cuts(*cells, [threshold], max_error=0.05, confidence=0.9)
+        assert (cuts.high if turned else cuts.low) == threshold, "it would be far beyond it"

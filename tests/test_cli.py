@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,10 @@ from .conftest import (
 
 TINY_FLAGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
 QUICK_FLAGS = [*TINY_FLAGS, "--set", "split.folds=3", "--set", "probe.l2=1.0"]
-VERBS = ("inspect", "train", "evaluate", "predict", "recipes", "demo")
+VERBS = (
+    *("inspect", "audit", "train", "thresholds", "import", "evaluate", "compare", "predict"),
+    *("recipes", "demo"),
+)
 
 
 @pytest.fixture
@@ -55,6 +59,13 @@ def answers(run, world) -> dict[str, dict[str, float]]:
     }
 
 
+@pytest.fixture(scope="module")
+def chosen(run) -> dict[str, float]:
+    """The thresholds that the shared run has chosen, one an attribute."""
+    decided = run.metrics["decisions"]["attributes"]
+    return {name: decided[name]["threshold"] for name in LEARNT}
+
+
 def is_one_line(answer: Answer, code: int = 2, start: str = "error: ") -> str:
     """The line on stderr of a command that failed and printed nothing else."""
     assert answer.code == code, answer.err
@@ -66,19 +77,22 @@ def is_one_line(answer: Answer, code: int = 2, start: str = "error: ") -> str:
 # ---------------------------------------------------------------------------------- predict, text
 
 
-def test_predict_prints_what_a_person_wants_to_know_and_nothing_else(cli, run, world, answers):
+def test_predict_prints_what_a_person_wants_to_know_and_nothing_else(
+    cli, run, world, answers, chosen
+):
     path = world.path(world.good[0])
     answer = cli("predict", run, path)
     assert (answer.code, answer.err) == (0, "")
     p = answers[str(path)]
-    order = sorted(LEARNT, key=lambda name: (p[name] < 0.5, -p[name]))
+    there = {name: p[name] >= chosen[name] for name in LEARNT}
+    order = sorted(LEARNT, key=lambda name: (not there[name], -p[name]))
     lines = [
-        f"  {'✓ ' if p[name] >= 0.5 else '✗ '}{name:<7}  "
-        f"{'present' if p[name] >= 0.5 else 'absent ':<7}  "
-        f"{p[name] * 100:5.1f} %   (threshold 50 %)"
+        f"  {'✓ ' if there[name] else '✗ '}{name:<7}  "
+        f"{'present' if there[name] else 'absent ':<7}  "
+        f"{p[name] * 100:5.1f} %   (threshold {chosen[name] * 100:.3g} %)"
         for name in order
     ]
-    present = ", ".join(name for name in order if p[name] >= 0.5) or "none"
+    present = ", ".join(name for name in order if there[name]) or "none"
     assert answer.out.splitlines() == [
         str(path),
         *lines,
@@ -110,7 +124,9 @@ def test_predict_takes_a_bare_model_and_the_latest_run(cli, run, world, tmp_path
 # ------------------------------------------------------------------------------- predict, programs
 
 
-def test_predict_writes_json_json_lines_and_csv_with_the_same_numbers(cli, run, world, answers):
+def test_predict_writes_json_json_lines_and_csv_with_the_same_numbers(
+    cli, run, world, answers, chosen
+):
     words = ("predict", run, world.images / "more")
     records = cli(*words, "--format", "json").json
     assert cli(*words, "--json").json == records
@@ -123,7 +139,7 @@ def test_predict_writes_json_json_lines_and_csv_with_the_same_numbers(cli, run, 
         for name in LEARNT:
             assert record["probabilities"][name] == pytest.approx(expected[name], abs=2e-6)
             assert float(row[name]) == pytest.approx(expected[name], abs=2e-6)
-            decided = "present" if expected[name] >= 0.5 else "absent"
+            decided = "present" if expected[name] >= chosen[name] else "absent"
             assert record["decisions"][name] == row[f"{name}_decision"] == decided
         assert (record["error"], row["error"]) == (None, "")
 
@@ -353,6 +369,7 @@ def test_every_verb_explains_itself(cli, verb):
 
 def test_help_lists_every_verb_and_version_says_which(cli):
     answer = cli("--help")
+    assert set(polytag.cli.cli.commands) == set(VERBS)
     assert answer.code == 0 and all(f"\n  {verb} " in answer.out for verb in VERBS)
     assert cli("--version").out == f"polytag, version {polytag.__version__}\n"
 
@@ -563,6 +580,15 @@ def test_quiet_leaves_results_and_warnings(cli, world, tmp_path, no_plots):
         (["--weights", "none.pth"], 2, "no such weights file"),
         (["--device", "tpu"], 2, "no such device"),
         (["--seed", "-1"], 2, "seed cannot have this value"),
+        (["--folds", "2"], 2, "split.folds cannot have this value"),
+        (["--holdout", "0.2"], 2, "a probe is judged out of fold"),
+        (["--target", "f"], 2, "f1"),
+        (["--target", "1.5"], 2, "decisions.target cannot have this value"),
+        (["--max-error", "0.5"], 2, "decisions.max_error cannot have this value"),
+        (["--confidence", "0.5"], 2, "decisions.confidence cannot have this value"),
+        (["--group-by", "patient"], 2, "no such column beside its labels"),
+        (["--split", "part"], 2, "no such column beside its labels"),
+        (["--set", "threshold=0.5"], 2, "unknown key"),
         (["--ignore", "blue"], 2, "blue"),
         (["--name", "a/b"], 2, "not a name for a run"),
         (["--attributes", "never said"], 2, "nothing can be learnt"),
@@ -587,6 +613,7 @@ def test_evaluate_prints_the_numbers_and_what_to_know_about_them(cli, run, world
     )
     told = cli(*words, "--json").json
     expected = polytag.evaluate(run, world.table(), world.images).to_dict()
+    assert told.pop("gates") == []
     assert told == json.loads(json.dumps(expected))
     strict = cli(*words, "--json", "--threshold", "0.999", "--thresholds", "red=0.4").json
     assert [a["threshold"] for a in strict["attributes"][:3]] == [0.4, 0.999, 0.999]
@@ -630,9 +657,10 @@ def test_every_summary_fits_80_columns(cli, wide, no_plots):
 
 def test_a_summary_keeps_attributes_apart_that_begin_alike(cli, wide, no_plots):
     answer = cli("train", wide, "--images", "images", *QUICK_FLAGS)
-    rows = answer.out.split("macro mean")[0].splitlines()[3:]
-    labels = [row.rsplit(maxsplit=9)[0] for row in rows]
-    assert len(rows) == 23 and len({row[:15] for row in rows}) == 23, labels
+    tables = re.findall(r"^attribute +(?:pres|F1).*\n((?:.+\n)+?)macro mean ", answer.out, re.M)
+    assert len(tables) == 2
+    for rows in (found.splitlines() for found in tables):
+        assert len(rows) == 23 and len({row[:12] for row in rows}) == 23, rows
 
 
 # ------------------------------------------------------------------------------------------ recipes
@@ -653,3 +681,63 @@ def test_recipes_are_listed_and_printed_whole(cli, tmp_path):
 
 def test_an_unknown_recipe_is_one_line(cli):
     assert "did you mean 'probe'?" in is_one_line(cli("recipes", "prob"))
+
+
+# -------------------------------------------------------------------------- decisions, and unsure
+
+
+def test_the_flags_of_decisions_reach_the_recipe(cli, world, tmp_path, no_plots):
+    words = ("train", world.labels, "--images", world.images, "--runs", tmp_path, "--json")
+    flags = ("--target", "recall=0.9", "--max-error", "0.2", "--confidence", "0.8", "--folds", "4")
+    told = cli(*words, *QUICK_FLAGS, *flags).json
+    recipe = load_recipe(Path(told["run"]) / "config.toml")
+    decisions = recipe.decisions
+    assert (decisions.target, decisions.max_error, decisions.confidence) == ("recall=0.9", 0.2, 0.8)
+    assert recipe.split.folds == told["folds"] == 4
+    told = cli(*words, *QUICK_FLAGS, "--target", "0.25").json
+    assert load_recipe(Path(told["run"]) / "config.toml").decisions.target == 0.25
+    assert [a["threshold"] for a in told["attributes"][:3]] == [0.25] * 3
+
+
+def test_thresholds_are_chosen_anew_and_the_old_ones_can_come_back(cli, run, world, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    words = ("thresholds", copy)
+    assert "Say --target or --max-error" in cli(*words).err
+    assert "f1" in is_one_line(cli(*words, "--target", "f"))
+    told = cli(*words, "--target", "0.9", "--json")
+    assert told.code == 0, told.err
+    assert [a["threshold"] for a in told.json["attributes"][:3]] == [0.9] * 3
+    said = cli("predict", copy, world.path(world.good[0]))
+    assert said.out.count("(threshold 90 %)") == 3
+    told = cli(*words, "--target", "f1")
+    assert told.code == 0, told.err
+    assert all(name in told.out for name in LEARNT) and too_long(told.out) == []
+    for name in ("oof.parquet", "config.toml", "README.md"):
+        assert (copy / name).read_bytes() == (run.path / name).read_bytes(), name
+    assert load(copy).info == load(run).info
+
+
+def test_thresholds_of_what_is_no_run_are_one_line(cli, run, tmp_path):
+    assert "nowhere" in is_one_line(cli("thresholds", tmp_path / "nowhere", "--target", "f1"))
+    bare = shutil.copy(run.path / "model.onnx", tmp_path / "m.onnx")
+    assert "cannot be read" in is_one_line(cli("thresholds", bare, "--target", "f1"))
+
+
+def test_what_training_found_no_evidence_for_is_starred(cli, run, world, tmp_path):
+    model = onnx.load(run.path / "model.onnx")
+    (entry,) = [entry for entry in model.metadata_props if entry.key == KEY]
+    info = json.loads(entry.value)
+    info["verdicts"]["red"] = "no evidence that the pictures show it: adjusted p 0.4"
+    info["cuts"] = [None, [0.0001, 0.9999], None]
+    entry.value = json.dumps(info)
+    onnx.save(model, tmp_path / "m.onnx")
+    said = cli("predict", tmp_path / "m.onnx", world.path("twin.png"))
+    assert said.code == 0, said.err
+    assert "red*" in said.out and "striped*" not in said.out
+    assert "? bright" in said.out and "unsure" in said.out
+    assert said.out.splitlines()[-1].startswith("* training found no evidence")
+    assert (
+        "unsure"
+        not in cli("predict", tmp_path / "m.onnx", world.path("twin.png"), "--threshold", "0.5").out
+    )

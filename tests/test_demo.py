@@ -12,7 +12,17 @@ def test_the_demo_trains_predicts_and_says_that_the_pictures_are_drawn(tmp_path)
     assert f"where to look: {shown.run.path}" in text
     assert max(map(len, text.replace(str(tmp_path), "demo").splitlines())) <= 80
     assert (shown.run.path / "model.onnx").is_file()
+    listed = [line.split()[0] for line in text.split("where to look: ")[1].splitlines()[1:6]]
+    assert listed[0] == "report.html" and listed[-1] == "model.onnx"
+    assert all((shown.run.path / name).is_file() for name in listed)
     assert shown.run.metrics["skipped"] == 4
+    verdicts = {a.name: a.verdict for a in shown.run.evaluation.attributes}
+    assert verdicts["patterned"].startswith("learnable")
+    assert verdicts["coloured"].startswith("too few to tell: 6 absent")
+    assert not verdicts["washable"].startswith("learnable")  # it is a coin toss
+    for name, verdict in verdicts.items():
+        assert (f" {name}*" in text) == (not verdict.startswith("learnable"))
+    assert text.count("* training found no evidence") == 1
     measured = {a.name: a.auc.value for a in shown.run.evaluation.attributes}
     assert measured["coloured"] > 0.7
     assert measured["patterned"] > 0.7

@@ -67,7 +67,15 @@ def model(tmp_path_factory) -> Path:
     initial = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "colours", [images], outputs, initial)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    info = ModelInfo(("red", "blue"), (0.5, 0.5), PreprocessSpec(size, "squash", "bilinear"))
+    info = ModelInfo(
+        ("red", "blue"),
+        (0.5, 0.5),
+        PreprocessSpec(size, "squash", "bilinear"),
+        cuts=((0.1, 0.9), None),
+        unsure={"max_error": 0.1},
+        verdicts={"red": "learnable", "blue": "too few to tell"},
+        calibration={"kinds": ["none"] * 2, "a": [1.0] * 2, "b": [1.0] * 2, "c": [0.0] * 2},
+    )
     helper.set_model_props(made, {KEY: info.to_json()})
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     save(made, path)
@@ -100,7 +108,10 @@ def test_importing_polytag_loads_nothing_that_predicting_or_training_needs():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["train", "--help"], ["predict", "--help"]],
+    [
+        *(["--help"], ["--version"]),
+        *([verb, "--help"] for verb in ("train", "predict", "thresholds", "compare", "audit")),
+    ],
     ids=" ".join,
 )
 def test_asking_for_help_loads_nothing_that_predicting_or_training_needs(arguments, tmp_path):

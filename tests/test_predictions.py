@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -124,6 +125,78 @@ def test_text_says_when_nothing_is_present():
 def test_text_shows_the_threshold_that_decided(threshold, shown):
     text = written(write_text, [predictions([[0.7, 0.2, 0.1]], threshold=threshold)])
     assert text.count(f"(threshold {shown})") == 3
+
+
+CUT = ((0.2, 0.8), (None, 0.6), (0.3, None))
+
+
+def test_between_its_cuts_an_attribute_is_unsure_and_what_is_never_said_is_not_said():
+    p = [[0.8, 0.6, 0.3], [0.79, 0.59, 0.29], [0.2, 0.0, 1.0], [0.19, 1.0, 0.0]]
+    answer = replace(predictions(p), cuts=CUT)
+    assert answer.decisions.tolist() == [
+        ["present", "present", "unsure"],
+        ["unsure", "unsure", "absent"],
+        ["unsure", "unsure", "unsure"],
+        ["absent", "present", "absent"],
+    ]
+    some = replace(predictions([[0.5, 0.5, 0.5]]), cuts=(None, (0.4, 0.6), None))
+    assert some.decisions.tolist() == [["present", "unsure", "present"]]
+    failed = replace(predictions([[NA, NA, NA]], errors={0: "broken"}), cuts=CUT)
+    assert failed.decisions.tolist() == [["", "", ""]]
+
+
+def test_a_file_of_unsure_answers_says_so_in_every_format(tmp_path):
+    answer = replace(predictions([[0.9, 0.5, 0.1]]), cuts=CUT)
+    words = ["present", "unsure", "absent"]
+    assert next(iter(answer.records()))["decisions"] == dict(zip(ATTRIBUTES, words, strict=True))
+    [row] = csv.DictReader(io.StringIO(written(write_csv, [answer])))
+    write_parquet([answer], tmp_path / "p.parquet")
+    table = pl.read_parquet(tmp_path / "p.parquet")
+    for name, word in zip(ATTRIBUTES, words, strict=True):
+        assert row[f"{name}_decision"] == word and table[f"{name}_decision"].to_list() == [word]
+
+
+def test_text_puts_what_is_unsure_between_present_and_absent_and_says_by_what():
+    text = written(write_text, [replace(predictions([[0.25, 0.7, 0.1]]), cuts=CUT)])
+    assert text.splitlines() == [
+        "image_0.jpg",
+        "  ✓ necktie    present   70.0 %   (never absent, present from 60 %)",
+        "  ? black      unsure    25.0 %   (absent below 20 %, present from 80 %)",
+        "  ✗ red/green  absent    10.0 %   (absent below 30 %, never present)",
+        "  attributes present: necktie",
+        "",
+    ]
+
+
+def test_text_stars_what_training_found_no_evidence_for_and_says_once_what_that_means():
+    verdicts = {
+        "black": "learnable: better than chance, adjusted p 0.003",
+        "necktie": "no evidence that the pictures show it: adjusted p 0.8",
+        "red/green": "too few to tell: 3 present",
+    }
+    answer = replace(predictions([[0.914, 0.031, 0.007]]), verdicts=verdicts)
+    text = written(write_text, [answer, answer])
+    picture = [
+        "image_0.jpg",
+        "  ✓ black       present   91.4 %   (threshold 50 %)",
+        "  ✗ necktie*    absent     3.1 %   (threshold 50 %)",
+        "  ✗ red/green*  absent     0.7 %   (threshold 50 %)",
+        "  attributes present: black",
+        "",
+    ]
+    note = "* training found no evidence that pictures show this: its answer is a guess"
+    assert text.splitlines() == [*picture, *picture, note]
+    sure = replace(answer, verdicts={"black": verdicts["black"]})
+    assert "*" not in written(write_text, [sure]) and note not in written(write_text, [sure])
+
+
+def test_joined_chunks_keep_cuts_and_verdicts():
+    answer = replace(
+        predictions([[0.9, 0.5, 0.1]]), cuts=CUT, verdicts={"black": "too few to tell"}
+    )
+    joined = concatenate([answer, answer])
+    assert (joined.cuts, joined.verdicts) == (answer.cuts, answer.verdicts)
+    assert joined.decisions.tolist() == answer.decisions.tolist() * 2
 
 
 def test_text_says_what_was_wrong_with_a_picture_and_names_it_once():

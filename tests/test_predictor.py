@@ -124,6 +124,15 @@ def test_a_model_of_a_future_format_says_to_upgrade(run, tmp_path):
         {"attributes": ["red", "bright"]},
         {"thresholds": [0.5]},
         {"thresholds": ["a", "b", "c"]},
+        {"cuts": [[0.1, 0.9]]},
+        {"cuts": [[0.1, 0.9], None, [0.1, 1.2]]},
+        {"cuts": [[0.1, 0.9], None, [-0.1, 0.2]]},
+        {"cuts": [[0.1, 0.9], None, ["a", None]]},
+        {"cuts": 3},
+        {"cuts": [0.1, 0.2, 0.3]},
+        {"cuts": [[0.1], None, None]},
+        {"cuts": [[0.9, 0.1], None, None]},
+        {"cuts": []},
         {"preprocess": PreprocessSpec(48).to_dict()},
         {"preprocess": {"size": 10**9}},
         {"unknown": 1},
@@ -254,7 +263,18 @@ def test_a_stream_of_nothing_but_broken_pictures_goes_on_too(predictor):
 # ------------------------------------------------------------------------------------- thresholds
 
 
-def test_other_thresholds_decide_otherwise_and_leave_the_first_model_alone(predictor, world):
+@pytest.fixture(scope="module")
+def chosen(run) -> tuple[float, ...]:
+    """The thresholds that the shared run has chosen."""
+    decided = run.metrics["decisions"]["attributes"]
+    found = tuple(decided[name]["threshold"] for name in LEARNT)
+    assert 0.5 not in found
+    return found
+
+
+def test_other_thresholds_decide_otherwise_and_leave_the_first_model_alone(
+    predictor, world, chosen
+):
     path = world.path("twin.png")
     p = dict(zip(LEARNT, predictor.predict([path]).probabilities[0], strict=True))
     just_above = min(float(p["red"]) + 0.001, 0.999)
@@ -262,12 +282,12 @@ def test_other_thresholds_decide_otherwise_and_leave_the_first_model_alone(predi
     decided = dict(zip(LEARNT, other.predict([path]).decisions[0], strict=True))
     assert decided == {"red": "absent", "bright": "present", "striped": "present"}
     assert other.info.thresholds == (just_above, 0.001, 0.001)
-    assert predictor.info.thresholds == (0.5, 0.5, 0.5)
+    assert predictor.info.thresholds == chosen
     np.testing.assert_array_equal(other.predict([path]).probabilities[0], list(p.values()))
 
 
-def test_one_attributes_threshold_leaves_the_others(predictor):
-    assert predictor.with_thresholds(each={"striped": 0.7}).info.thresholds == (0.5, 0.5, 0.7)
+def test_one_attributes_threshold_leaves_the_others(predictor, chosen):
+    assert predictor.with_thresholds(each={"striped": 0.7}).info.thresholds == (*chosen[:2], 0.7)
     assert predictor.with_thresholds(0.2).info.thresholds == (0.2,) * 3
     assert predictor.with_thresholds().info == predictor.info
 
@@ -288,6 +308,53 @@ def test_a_threshold_for_an_unknown_attribute_names_the_nearest_known(predictor)
 def test_a_threshold_for_an_attribute_left_out_says_why_it_was(predictor):
     with pytest.raises(RecipeError, match=r"always: .*not trained: one class only"):
         predictor.with_thresholds(each={"always": 0.5})
+
+
+# ------------------------------------------------------------------------------ unsure, verdicts
+
+
+CUTS = [[0.2, 0.8], [None, 0.6], None]
+
+
+@pytest.fixture(scope="module")
+def unsure(run, tmp_path_factory) -> Predictor:
+    """The shared run's model with cuts for two of its attributes, and doubts about one."""
+    verdicts = {"red": "learnable: so it is", "bright": "too few to tell: 3 present"}
+    path = tmp_path_factory.mktemp("cuts") / "m.onnx"
+    return load(changed(run, path, cuts=CUTS, verdicts=verdicts))
+
+
+def test_between_its_cuts_an_attribute_is_unsure(unsure, world, expected, chosen):
+    answer = unsure.predict([world.path(name) for name in world.good])
+    assert (unsure.info.cuts, answer.cuts) == (tuple(c and tuple(c) for c in CUTS),) * 2
+    p = np.array([expected[name] for name in world.good])
+    red = np.where(p[:, 0] >= 0.8, "present", np.where(p[:, 0] < 0.2, "absent", "unsure"))
+    bright = np.where(p[:, 1] >= 0.6, "present", "unsure")  # never absent
+    striped = np.where(p[:, 2] >= chosen[2], "present", "absent")
+    assert answer.decisions.tolist() == np.stack([red, bright, striped], axis=1).tolist()
+    assert {"unsure", "present"} <= set(bright.tolist()) and "unsure" in red.tolist()
+
+
+def test_where_a_threshold_is_given_nothing_is_unsure(unsure, world):
+    paths = [world.path(name) for name in world.good]
+    one = unsure.with_thresholds(each={"bright": 0.5})
+    assert one.info.cuts == ((0.2, 0.8), None, None)
+    assert "unsure" not in one.predict(paths).decisions[:, 1]
+    assert one.predict(paths).decisions[:, 0].tolist() == (
+        unsure.predict(paths).decisions[:, 0].tolist()
+    )
+    everything = unsure.with_thresholds(0.5)
+    assert not any(everything.info.cuts or ())
+    assert "unsure" not in everything.predict(paths).decisions
+    assert unsure.with_thresholds().info == unsure.info
+    assert unsure.info.cuts == ((0.2, 0.8), (None, 0.6), None)
+
+
+def test_verdicts_of_training_travel_with_the_answers(unsure, predictor, world, run):
+    path = world.path(world.good[0])
+    assert unsure.predict([path]).verdicts == unsure.info.verdicts
+    entries = run.metrics["attributes"][:3]
+    assert predictor.predict([path]).verdicts == {e["name"]: e["verdict"] for e in entries}
 
 
 # ------------------------------------------------------------------------------------ public names

@@ -183,7 +183,7 @@ def test_every_row_is_judged_once_by_the_model_that_is_kept(folder, ranks):
         judged = found["whole"]["judged"]
         assert [logits.shape for logits in judged] == [(5, 3)] * 3
         for logits, score in zip(judged, found["whole"]["scores"], strict=True):
-            assert repr(validate(("a", "b", "c"), logits, choose.values, 0.5)) == repr(score)
+            assert repr(validate(("a", "b", "c"), logits, choose.values)) == repr(score)
 
 
 def test_ctrl_c_in_one_process_stops_both_and_both_go_on(ranks):
@@ -270,5 +270,6 @@ def test_the_model_file_says_what_was_judged(trained):
     oof = pl.read_parquet(run / "oof.parquet")
     names = oof["image"].unique(maintain_order=True).to_list()
     answers = polytag.load(run).predict([world.path(name) for name in names])
-    expected = oof["probability_raw"].to_numpy().reshape(len(names), 3)
+    expected = oof["probability_calibrated"].to_numpy().reshape(len(names), 3)
+    assert (oof["probability_raw"] - oof["probability_calibrated"]).abs().max() > 1e-3
     np.testing.assert_allclose(answers.probabilities, expected, atol=1e-4)

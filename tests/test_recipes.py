@@ -22,7 +22,7 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 import polytag
-from polytag import augment, finetune, loop, plots
+from polytag import augment, finetune, loop, plots, rounds
 from polytag.backbone import load_backbone
 from polytag.calibration import Calibration
 from polytag.config import DecisionsConfig, Recipe, load_recipe, recipe_names
@@ -39,7 +39,7 @@ from polytag.runs import Run
 from polytag.samplers import epoch_order
 from polytag.trainable import set_modes
 
-from .conftest import LEARNT, World
+from .conftest import LEARNT, TINY, World
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -435,18 +435,19 @@ def test_our_own_recipes_calibrate_and_choose_their_thresholds():
 
 # ------------------------------------------------------------------- on a small drawn world
 
-TINY_RESNET = {"backbone.name": "test_resnet", "backbone.weights": "none", "preprocess.size": 32}
+# Features, for what looks alike and for verdicts, are computed in torch: an export takes seconds.
+TINY_RESNET = TINY | {"features.engine": "torch"}
 TINY_EFFICIENTNET = TINY_RESNET | {"backbone.name": "test_efficientnet"}
 ONE_EPOCH = {"stages.*.epochs": 1}
 
 # The networks of the tests have 4 and 5 blocks: the same share of them stays frozen.
 SMALL: dict[str, dict[str, object]] = {
     "resnet50": TINY_RESNET,
-    "resnet18-head": TINY_RESNET,
+    "resnet18-head": TINY_RESNET | {"features.engine": "auto"},
     "resnet34-partial": TINY_RESNET | {"stages.0.frozen": 2},
     "resnet50-weighted": TINY_RESNET,
     TWO_STAGES: TINY_EFFICIENTNET | {"stages.1.frozen": 2},
-    "finetune": TINY_RESNET | {"features.engine": "torch", "probe.l2": 1.0},
+    "finetune": TINY_RESNET | {"probe.l2": 1.0},
 }
 
 
@@ -479,7 +480,7 @@ def ran(world: World, cache: Path, tmp_path_factory) -> Callable[..., Run]:
 
 @pytest.fixture
 def not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "write_classifier", lambda model, info, path: path.touch())
+    monkeypatch.setattr(rounds, "write_classifier", lambda model, info, path: path.touch())
 
 
 HELD_OUT = {"split.holdout": 0.25}
@@ -563,6 +564,12 @@ def test_a_published_recipe_has_no_number_but_its_training_loss(name, ran):
     assert {*values, *(mean["value"] for mean in means)} == {None}
     assert metrics["attributes"][0]["ap"]["reason"] == "no known cell among 0 rows"
     assert len(pl.read_parquet(run.path / "oof.parquet")) == 0
+    choosing = pl.read_parquet(run.path / "choosing.parquet")
+    kept = choosing.filter(pl.col("fold").is_null())  # of the model that is kept
+    assert set(kept["image"]) == set(choosing["image"]) == set(parts_in(run)["choose"])
+    assert len(kept) == len(LEARNT) * len(parts_in(run)["choose"])
+    labels = pl.read_parquet(run.path / "labels.parquet")
+    assert labels["image"].n_unique() == metrics["rows"]
     card = (run.path / "README.md").read_text(encoding="utf-8")
     assert "No honest number" in card and "macro AP" not in card
     assert bool(parts_in(run)["choose"]) == PUBLISHED[name].keeps_best
@@ -584,6 +591,12 @@ def test_a_published_recipe_is_judged_on_pictures_held_out_for_nothing_else(
     assert world.names[0] in parts[twins]
     judged = pl.read_parquet(run.path / "oof.parquet")
     assert set(judged["image"]) == set(parts["holdout"])
+    assert judged["fold"].unique().to_list() == [0]
+    assert judged["threshold"].unique().to_list() == [0.5]
+    np.testing.assert_allclose(judged["probability_calibrated"], judged["probability_raw"])
+    choosing = pl.read_parquet(run.path / "choosing.parquet")
+    assert set(choosing["image"]) == set(parts["choose"])
+    assert set(choosing["fold"].to_list()) == ({0, None} if parts["choose"] else set())
     rows = [world.names.index(image) for image in parts["holdout"]]
     for k, attribute in enumerate(LEARNT):
         entry, truth = metrics["attributes"][k], world.values[rows, k]
@@ -763,7 +776,9 @@ def test_no_held_out_row_has_a_say_in_the_weights(world, name):
     one = small.tuned(name, changes)
     other = replace(small, values=flipped, paths=elsewhere).tuned(name, changes)
     assert numbers(one) == numbers(other)
-    assert np.isnan(one.logits[~held_out]).all() and np.isfinite(one.logits[held_out]).all()
+    trained, choose = small.parts == "train", small.parts == "choose"
+    assert np.isnan(one.logits[trained]).all() and np.isfinite(one.logits[~trained]).all()
+    np.testing.assert_array_equal(one.logits[choose], other.logits[choose])
     assert not np.array_equal(one.logits[held_out], other.logits[held_out])
 
 

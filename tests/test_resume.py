@@ -371,7 +371,8 @@ def test_and_with_the_same_numbers(story):
 
     assert history(story.run) == history(story.whole)
     assert metrics(story.run) == metrics(story.whole)
-    for same in ("splits.csv", "skipped.csv", "oof.parquet"):
+    names = ("splits.csv", "skipped.csv", "oof.parquet", "choosing.parquet", "labels.parquet")
+    for same in names:
         assert (story.run / same).read_bytes() == (story.whole / same).read_bytes(), same
 
 

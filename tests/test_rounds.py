@@ -106,7 +106,7 @@ def test_the_numbers_say_what_they_are_of(whole):
     choose = int((whole.tasks[3].parts == "choose").sum())
     assert metrics["folds"] == 3 and metrics["judged"] == metrics["rows"] == 60
     assert metrics["parts"] == {"train": 60 - choose, "choose": choose, "holdout": 0}
-    assert "(3 folds)" in metrics["judged_on"] and "60 pictures" in metrics["judged_on"]
+    assert "(3 folds)" in metrics["judged_on"]
     assert metrics["deployed"].startswith("one more model")
     assert metrics["note"] is None
     assert metrics["macro"]["ap"]["value"] > 0.5
@@ -217,9 +217,7 @@ def test_folds_of_the_users_own_are_kept(train, world: World, tmp_path):
     table = with_columns(world.table(), mine=folds)
     changes = TUNED | {"split.given": "mine", "split.choose": 0.2}
     run = train(tmp_path, changes, table=table, recipe="finetune")
-    wanted = {
-        name: str(int(fold) - 5) for name, fold in zip(world.names, folds, strict=True)
-    }
+    wanted = {name: str(int(fold) - 5) for name, fold in zip(world.names, folds, strict=True)}
     assert parts_of(run) == {name: wanted[name] for name in world.good}
     assert run.metrics["judged"] == 60 and run.metrics["folds"] == 3
 
@@ -229,3 +227,11 @@ def test_too_few_rows_for_folds_leave_no_folder(train, world: World, tmp_path):
     with pytest.raises(UserError, match="too few different pictures"):
         train(tmp_path, FOLDS | {"split.folds": 5}, table=table, recipe="finetune")
     assert not list(tmp_path.iterdir())
+
+
+def test_folds_without_choosing_rows_are_folds_and_are_decided_as_the_model_is(train, tmp_path):
+    changes = TUNED | {"split.holdout": "folds", "split.choose": 0.0, "training.keep": "last"}
+    run = train(tmp_path, changes | {"training.monitor": "loss"}, recipe="finetune")
+    cells = cells_of(run)
+    assert [str(fold) for fold in cells["fold"][:, 0]] == list(parts_of(run).values())
+    assert (cells["threshold"] != 0.5).all()

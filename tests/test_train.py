@@ -410,12 +410,6 @@ def test_an_attribute_that_loses_its_last_class_with_a_broken_picture_is_left_ou
 # ----------------------------------------------------------------------------- it can be repeated
 
 
-def without_own(page: str, run: Run) -> str:
-    """Return a report without its run's name and seconds."""
-    seconds = f"{run.metrics['seconds']}"
-    return page.replace(run.path.name, "NAME").replace(seconds, "SECONDS")
-
-
 def test_the_same_seed_gives_the_same_run_bit_for_bit_from_an_empty_cache(
     run, train, tmp_path, monkeypatch
 ):
@@ -427,10 +421,9 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit_from_an_empty_cache(
         assert (again.path / name).read_bytes() == (run.path / name).read_bytes(), name
     assert dict(again.metrics) | {"seconds": 0} == dict(run.metrics) | {"seconds": 0}
     pages = [(each.path / "report.html").read_text(encoding="utf-8") for each in (run, again)]
-    for page, each in zip(pages, (run, again), strict=True):
-        assert page.count(each.path.name) > 0
-    # Nothing in it but the run's name, and how long it took, is another.
-    assert without_own(pages[0], run) == without_own(pages[1], again)
+    ours, theirs = (f"<dd>{each.metrics['seconds']}</dd>" for each in (run, again))
+    assert "probe-1" in pages[1] and theirs in pages[1]  # name and time are all that differs
+    assert pages[1].replace("probe-1", "first").replace(theirs, ours) == pages[0]
 
 
 def test_another_seed_gives_other_folds(run, train, tmp_path, no_plots):
@@ -710,88 +703,6 @@ def test_labels_that_the_pictures_do_not_show_are_said_to_be(world, train, tmp_p
 def test_labels_that_the_pictures_show_get_no_such_note(run):
     assert run.metrics["note"] is None
     assert max(run.metrics["l2_of_fold"]) < 300
-
-
-# ------------------------------------------------------------- groups, and a split of one's own
-
-
-def with_columns(world: World, folder: Path, **columns: list[str]) -> LabelTable:
-    """The world's table with more columns, that are no labels."""
-    text = world.labels.read_text(encoding="utf-8").splitlines()
-    cells = [",".join(each) for each in zip(*columns.values(), strict=True)]
-    rows = [f"{line},{more}" for line, more in zip(text, [",".join(columns), *cells], strict=True)]
-    path = folder / "labels.csv"
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return polytag.read_table(path, attributes=ATTRIBUTES)
-
-
-def test_rows_of_one_group_are_in_one_fold(world, train, tmp_path, no_plots):
-    patients = [f"p{i // 4}" for i in range(len(world.names))]
-    table = with_columns(world, tmp_path, patient=patients)
-    run = train(tmp_path / "runs", QUICK | {"split.group_by": "patient"}, table=table)
-    splits = splits_of(run)
-    folds: dict[str, set[str]] = {}
-    for name, patient in zip(world.names, patients, strict=True):
-        if name in splits:
-            folds.setdefault(patient, set()).add(splits[name]["fold"])
-    assert all(len(each) == 1 for each in folds.values())
-    # The twin's patient is joined with its picture's.
-    twin, first = splits["twin.png"], splits[world.names[0]]
-    assert (twin["fold"], twin["group"]) == (first["fold"], first["group"])
-    told = run.metrics["groups"]
-    assert told["by"] == "patient" and told["count"] == len(folds) - 1
-    assert told["identical"] == {"groups": 1, "rows": 2}
-
-
-@pytest.mark.parametrize("source", ["column", "file"])
-def test_folds_of_ones_own_are_kept_and_a_leak_judges_nothing(
-    world, train, tmp_path, no_plots, caplog, source
-):
-    folds = [str(i % 3) for i in range(len(world.names))]
-    table = with_columns(world, tmp_path, part=folds)
-    given = "part"
-    if source == "file":
-        given = str(tmp_path / "split.csv")
-        rows = zip(world.names, folds, strict=True)
-        text = "".join(f"{name},{fold}\n" for name, fold in rows)
-        Path(given).write_text(f"image,fold\n{text}", encoding="utf-8")
-    with caplog.at_level("WARNING", "polytag"):
-        run = train(tmp_path / "runs", {"probe.l2": 1.0, "split.given": given}, table=table)
-    splits = splits_of(run)
-    own = dict(zip(world.names, folds, strict=True))
-    assert {name: row["fold"] for name, row in splits.items()} == {n: own[n] for n in splits}
-    first = world.names[0]
-    assert own[first] != own["twin.png"]
-    assert set(out_of_fold(run)["image"]) == set(splits) - {first, "twin.png"}
-    assert run.metrics["judged"] == len(splits) - 2
-    assert f"2 pictures of your split, such as {first}" in caplog.text
-
-
-def test_a_test_part_of_ones_own_judges_and_does_nothing_else(world, train, tmp_path, no_plots):
-    words = [["train", "train", "val", "test"][i % 4] for i in range(len(world.names))]
-    words[world.names.index("twin.png")] = words[0]
-    runs = []
-    for flipped in (False, True):
-        table = with_columns(world, tmp_path, part=words)
-        test = np.array([word == "test" for word in words])[:, None]
-        values = np.where(test & flipped, 1 - table.values, table.values).astype(np.float32)
-        table = LabelTable(
-            table.images, table.attributes, values, lines=table.lines, extra=table.extra
-        )
-        runs.append(train(tmp_path / "runs", {"probe.l2": 1.0, "split.given": "part"}, table=table))
-    run, other = runs
-    tested = [name for name, word in zip(world.names, words, strict=True) if word == "test"]
-    tested = [name for name in tested if name in splits_of(run)]
-    assert sorted(set(out_of_fold(run)["image"])) == sorted(tested)
-    assert run.metrics["judged"] == len(tested)
-    assert run.metrics["deployed"] == "fitted on all rows but the test part"
-    for name in ("weights.safetensors", "choosing.parquet", "model.onnx"):
-        one, two = ((each.path / name).read_bytes() for each in runs)
-        assert (one == two) == (name != "model.onnx"), name  # the file tells of its numbers
-    p = [out_of_fold(each).drop("truth") for each in runs]
-    assert p[0].equals(p[1])
-    assert polytag.load(run).info.thresholds == polytag.load(other).info.thresholds
-    assert run.metrics["macro"]["ap"]["value"] != other.metrics["macro"]["ap"]["value"]
 
 
 # ------------------------------------------------------------------------- unsure, and a new target

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from polytag.predictions import Predictions
     from polytag.predictor import Predictor, load
     from polytag.preprocess import PreprocessSpec
+    from polytag.rechoose import choose_anew
     from polytag.results import Evaluation
     from polytag.scorecard import evaluate_arrays
     from polytag.table import LabelTable, read_table
@@ -45,6 +46,7 @@ _ROOMS = {
     "Recipe": "config",
     "SkippedError": "errors",
     "UserError": "errors",
+    "choose_anew": "rechoose",
     "evaluate": "evaluation",
     "evaluate_arrays": "scorecard",
     "fit": "train",
@@ -74,6 +76,7 @@ __all__ = [
     "SkippedError",
     "UserError",
     "__version__",
+    "choose_anew",
     "evaluate",
     "evaluate_arrays",
     "fit",

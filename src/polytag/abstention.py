@@ -9,7 +9,9 @@ fails. So one error rate holds for the whole sequence (fixed-sequence testing: A
 The first cut is the one that the calibrated probabilities expect to pass most clearly, (allowed -
 expected error) sqrt(cells) at its largest. The strictest cut of all is a bad start: of the first 45
 cells one may be wrong by chance, and nothing is certified, where 500 with 5 errors would have
-been. On drawn data this start certified as much or more in every case (benchmarks/thresholds.py).
+been. On drawn sets, calibrated as a training does, this start decided as many cells as the
+strictest, or up to half of all cells more. Where probabilities are grossly overconfident it starts
+too far out and certifies less; never wrongly, as it looks at no label.
 
 The count is binomial only over cells that are independent: of rows that belong together one is
 taken. The certificate is about the models that gave the probabilities.
@@ -29,8 +31,9 @@ from polytag.thresholds import known_cells, members
 Floats = NDArray[np.float64]
 
 _FEWEST = 30  # cells beyond the first cut; fewer say nothing, whatever the confidence
-# Each cut has so many times the cells of the one before. On drawn data 1.02 to 1.1 decided as many
-# cells; testing every cell crept up to the true limit and passed it more often than 1.1 did.
+# Each cut has so many times the cells of the one before. On drawn data (max_error .05, confidence
+# .9) testing every cell passed the true limit in up to 11 % of draws, steps of 1.1 in up to 3 %,
+# with 3 to 6 % fewer cells decided; 1.05 lies between and stays under 7 %.
 _STEP = 1.05
 _MOST_NEEDED = 100_000  # more cells than this are not worth saying
 
@@ -65,7 +68,8 @@ def choose_cuts(
     Of the cells decided present at most the share ``max_error`` is absent, with ``confidence``;
     of those decided absent at most this share is present. Where every cell can be decided both
     ways, nothing is unsure: both cuts are the threshold, moved to where either is certified
-    (stricter cuts err less, as long as higher probabilities mean more present cells).
+    (stricter cuts err less, as long as higher probabilities mean more present cells). What the
+    threshold calls present is never called absent, nor the reverse.
 
     Args:
         values: (N, K) in {1, 0, NaN}.
@@ -113,6 +117,11 @@ def choose_cuts(
         low = None if sure_absent is None else 1 - sure_absent
         if low is not None and high is not None and low > high:
             low = high = float(np.clip(threshold, high, low))
+        else:
+            # Where one class is rarer than the errors allowed, all cells could be called the
+            # other: but what the threshold calls present is not called absent, or the reverse.
+            low = None if low is None else min(low, float(threshold))
+            high = None if high is None else max(high, float(threshold))
         result.append(Cuts(low, high, "; ".join(filter(None, (why_high, why_low)))))
     return result
 
@@ -177,7 +186,7 @@ class _Rule:
 
     def _why(self, side: str, errors: int, cells: int, count: int) -> str:
         """Say why even the first cut failed, and how many more labels would mend it."""
-        found = f"never {side}: of the {cells} surest of {count} known cells {errors} are wrong"
+        found = f"never {side}: of the {cells} surest of {count} known cells {errors} err"
         needed = cells_needed(errors / cells, self.max_error, self.confidence)
         if needed is None:
             return f"{found}; at this rate more labels would not change that"

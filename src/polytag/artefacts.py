@@ -22,7 +22,7 @@ from polytag.kept import read_run, write_choosing, write_judged, write_labels
 from polytag.method import Prepared, Trained
 from polytag.modelfile import ModelInfo
 from polytag.results import Evaluation
-from polytag.views import write_views
+from polytag.views import without_places, write_views
 
 _PACKAGES = ("polytag", "numpy", "onnxruntime", "pillow", "scipy", "timm", "torch")
 
@@ -176,18 +176,13 @@ def _model_info(run: Path, outcome: Outcome) -> ModelInfo:
         left_out=given.left_out,
         verdicts={name: verdicts[name] for name in names if name in verdicts},
         counts={name: dict(zip(kinds, row, strict=True)) for name, row in counts},
-        recipe=_without_places(given.recipe).model_dump(mode="json", exclude={"data"}),
+        recipe=without_places(given.recipe).model_dump(mode="json", exclude={"data"}),
         splits_hash=content_hash(run / "splits.csv"),
         metrics={"macro": whole["macro"], "over": whole["over"]},
         calibration=calibration.to_dict() if changed else None,
         versions=versions(),
         weights_licence=outcome.trained.model.backbone.licence,
     )
-
-
-def _without_places(recipe: Recipe) -> Recipe:
-    """Return the recipe without folders of this machine: nobody's business who gets the model."""
-    return recipe.replace({"backbone.weights": Path(recipe.backbone.weights).name})
 
 
 def _write_tables(run: Path, outcome: Outcome) -> None:

@@ -24,13 +24,14 @@ def model_card(info: ModelInfo, metrics: Mapping[str, Any], recipe: Recipe) -> s
     """
     judged_on, note = metrics["judged_on"], metrics["note"]
     headline = f"**Macro AP {_cell(metrics['macro']['ap'])}**, over {metrics['over']}"
+    headline += f", on {metrics['judged']} {judged_on}. {_BRACKETS}"
     lines = [
         _title(recipe),
         "",
         f"Says of a picture which of {len(info.attributes)} attributes are present. "
         f"Made by polytag from {metrics['rows']} pictures.",
         "",
-        *([f"{headline}, on {judged_on}. {_BRACKETS}", ""] if judged_on else []),
+        *([headline, ""] if judged_on else []),
         *([f"**{note}**", ""] if note else []),
         "| attribute | do the pictures show it? | present | absent | not known | AP | AUC | F1 "
         "| threshold |",

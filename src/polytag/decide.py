@@ -99,7 +99,7 @@ def calibrate(trained: Trained, values: Floats, config: DecisionsConfig) -> Cali
     bases = []
     for choosing in trained.choosing:
         fitted = fit_calibration(choosing.logits, _seen(values, choosing), kind=kind)
-        rows = choosing.judges & trained.judged  # not those whose like was trained on
+        rows = choosing.judges & trained.judged
         probabilities[rows] = fitted.probabilities(trained.logits[rows])
         bases.append(Basis(_crossed(choosing, values, config), rows))
     kept = trained.deployed
@@ -142,6 +142,7 @@ def decide(
             cuts[basis.judges] = [_pair(each) for each in limits]
     if calibrated.deployed is None:
         words = "no rows were left to choose a threshold by"
+        words += ", or to certify an error by: nothing is called unsure" * bool(config.max_error)
         fixed = [Threshold(_fallback(config), None, None, words)] * count
         return Decided(thresholds, None, fixed, None)
     deployed, deployed_cuts = _choose(calibrated.deployed, values, groups, config, seed)
@@ -174,7 +175,8 @@ def _pair(cuts: Cuts) -> tuple[float, float]:
 
 
 def _fallback(config: DecisionsConfig) -> float:
-    return _FALLBACK if isinstance(config.target, str) else config.target
+    target = parse_target(str(config.target))
+    return target.value if target.kind == "fixed" else _FALLBACK
 
 
 def judge(

@@ -66,7 +66,7 @@ def parse_gates(words: Iterable[str], attributes: Sequence[str]) -> list[Gate]:
         [Gate(name='macro_ap', bound=0.6)]
         >>> parse_gates(["red.app=0.6"], ["red"])
         Traceback (most recent call last):
-        polytag.errors.RecipeError: --fail-under: no such number; got 'red.app', did you mean ...
+        polytag.errors.RecipeError: --fail-under: no such number; got 'red.app'; did you mean ...
     """
     gates = []
     for word in words:

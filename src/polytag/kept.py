@@ -148,7 +148,7 @@ def read_run(run: Path) -> Kept:
     """
     try:
         return _read(run)
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         raise ModelError(
             "what this run was judged by cannot be read",
             where=str(run),

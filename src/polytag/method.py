@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ class Trained:
         model: The network that is kept, in torch.
         write: Writes ``model.onnx`` with what it is to say about itself.
         facts: For metrics.json.
-        judged_on: What numbers are measured on, in words; empty: on nothing.
+        judged_on: What the judged rows are, in words; empty: there are none.
         note: What to know first; may be empty.
     """
 
@@ -119,3 +119,17 @@ class Trained:
     facts: Mapping[str, Any]
     judged_on: str
     note: str = ""
+
+    def without(self, leaked: NDArray[np.bool_]) -> Trained:
+        """Return the same with rows (N,) that neither judge nor choose."""
+
+        def less(choosing: Choosing) -> Choosing:
+            folds = np.where(leaked, -1, choosing.folds)
+            return Choosing(choosing.logits, folds, choosing.judges & ~leaked)
+
+        return replace(
+            self,
+            judged=self.judged & ~leaked,
+            choosing=[less(each) for each in self.choosing],
+            deployed=self.deployed and less(self.deployed),
+        )

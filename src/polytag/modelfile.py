@@ -119,12 +119,18 @@ class ModelInfo:
 def _consistent(info: ModelInfo) -> bool:
     numbers = all(isinstance(t, float | int) and 0 < t < 1 for t in info.thresholds)
     names = all(isinstance(name, str) for name in info.attributes)
-    cuts = [cut for pair in info.cuts or () for cut in pair or () if cut is not None]
-    numbers &= all(isinstance(cut, float | int) and 0 <= cut <= 1 for cut in cuts)
     count = len(info.attributes)
+    cuts = (None,) * count if info.cuts is None else info.cuts
     return (
-        numbers and names and len(info.thresholds) == count == len(info.cuts or info.attributes) > 0
-    )
+        numbers and names and all(map(_apart, cuts)) and len(info.thresholds) == len(cuts) == count
+    ) and count > 0
+
+
+def _apart(cuts: tuple[float | None, float | None] | None) -> bool:
+    if cuts is None:
+        return True
+    low, high = cuts
+    return 0 <= (low or 0) <= (1 if high is None else high) <= 1
 
 
 @dataclass(frozen=True)

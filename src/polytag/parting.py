@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def given_split(
 
     Args:
         table: N rows.
-        given: A column of the table, or a CSV file; empty: there is none.
+        given: A column of the table, or a .csv file; empty: there is none.
         groups: int (N,).
 
     Returns:
@@ -76,12 +77,10 @@ def given_split(
     """
     if not given:
         return None, np.zeros(len(table), dtype=bool)
-    path = Path(given)
-    texts = (
-        read_split(path, table.images)
-        if given not in table.extra and path.is_file()
-        else _column(table, given, "split.given")
-    )
+    if given.endswith(".csv"):
+        texts: Sequence[str] = read_split(Path(given), table.images)
+    else:
+        texts = _column(table, given, "split.given")
     split = given_parts(texts, given)
     leaked = leaks(split, groups)
     if leaked.any():

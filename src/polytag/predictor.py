@@ -180,7 +180,8 @@ class Predictor:
             else:
                 pairs += [(str(path), path) for path in find_images([os.fspath(picture)])]
         if not pairs:
-            names = self.info.attributes
-            empty = np.empty((0, len(names)), np.float32)
-            return Predictions((), names, empty, np.array(self.info.thresholds), ())
+            info = self.info
+            empty = np.empty((0, len(info.attributes)), np.float32)
+            thresholds = np.array(info.thresholds)
+            return Predictions((), info.attributes, empty, thresholds, (), info.cuts, info.verdicts)
         return concatenate(self.stream(pairs))

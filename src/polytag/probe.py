@@ -198,7 +198,7 @@ def train(given: Prepared) -> Trained:
         },
         judged_on=f"{unseen}; pictures that belong together stay on one side)"
         if parts is None
-        else f"the {int(judged.sum())} pictures of the given test part",
+        else "pictures of the given test part",
         note=_STRONGEST if strongest else "",
     )
 

@@ -78,8 +78,7 @@ def choose_anew(run: str | os.PathLike[str], changes: Mapping[str, object]) -> r
     write_text(folder / "config.toml", to_toml(recipe))
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     images = Path(recipe.data.images)
-    write_views(
-        read_run(folder), info, [safe_join(images, name, name) for name in kept.table.images]
-    )
+    paths = [safe_join(images, name, name) for name in kept.table.images]
+    metrics = write_views(read_run(folder), info, paths)
     rewrite_info(folder / "model.onnx", info)
     return runs.Run(folder, evaluation, metrics)

@@ -32,6 +32,10 @@ _NOT_BETTER = (
     "No epoch was better on the choosing rows than the probe that training began with: that probe "
     "was kept."
 )
+_CHOSEN_BY_FOLDS = (
+    "No rows were kept to choose by (split.choose), so each fold's calibration and thresholds were "
+    "chosen by the other folds' predictions, whose models had trained on that fold."
+)
 _CHOOSING_FOLDS = 5  # of the choosing rows: calibrated by four parts, a threshold sees the fifth
 
 
@@ -55,28 +59,30 @@ def train(given: Prepared) -> Trained:
             shutil.rmtree(run, ignore_errors=True)
     logits = np.full_like(given.values, np.nan)
     folds = np.full(len(logits), -1)
-    choosing = []
     for fold, (parts, each) in enumerate(zip(plans.values(), tuned, strict=True)):
         judges = parts == "holdout"
         logits[judges], folds[judges] = each.logits[judges], fold
-        if (found := _choosing(given, parts, each.logits, judges)) is not None:
-            choosing.append(found)
-    judged = folds >= 0
-    nobody = np.zeros(len(judged), dtype=bool)
-    deployed = choosing[-1] if choosing else None
+    chosen = [
+        _choosing(given, parts, each.logits)
+        for parts, each in zip(plans.values(), tuned, strict=True)
+    ]
+    deployed, notes = chosen[-1], []
     if len(plans) > 1:  # all rows were predicted by models that had not seen them
-        choosing, deployed = choosing[:-1], Choosing(logits, folds, nobody)
+        deployed = Choosing(logits, folds, np.zeros(len(folds), dtype=bool))
+        notes = [] if all(chosen[:-1]) else [_CHOSEN_BY_FOLDS]
+        by_fold = enumerate(chosen[:-1])
+        chosen = [each or _other_folds(logits, folds, fold) for fold, each in by_fold]
     kept, parts = tuned[-1], [*plans.values()][-1]
     return Trained(
         logits=logits,
-        judged=judged,
+        judged=folds >= 0,
         parts=folds if len(plans) > 1 else parts,
-        choosing=choosing,
+        choosing=[each for each in chosen if each],
         deployed=deployed,
         history=kept.history,
         model=kept.model,
         write=lambda info, path: write_classifier(kept.model, info, path),
-        **_told(recipe, kept.history, parts, len(plans) - 1, int(judged.sum())),
+        **_told(recipe, kept.history, parts, len(plans) - 1, notes),
     )
 
 
@@ -111,7 +117,8 @@ def _held_out(given: Prepared, rows: NDArray[np.bool_]) -> Words:
 
 def _tune(given: Prepared, parts: Words, folder: Path) -> Tuned:
     """Train, or read what a training that had ended left before the run was interrupted."""
-    task = Task(given.names, given.rows.paths, given.values, given.groups, parts, given.features)
+    features = given.features if given.recipe.head.init == "probe" else None
+    task = Task(given.names, given.rows.paths, given.values, given.groups, parts, features)
     from_main(lambda: folder.mkdir(exist_ok=True))
     return finetune(
         given.recipe,
@@ -123,9 +130,7 @@ def _tune(given: Prepared, parts: Words, folder: Path) -> Tuned:
     )
 
 
-def _choosing(
-    given: Prepared, parts: Words, logits: Floats, judges: NDArray[np.bool_]
-) -> Choosing | None:
+def _choosing(given: Prepared, parts: Words, logits: Floats) -> Choosing | None:
     """Return the predictions of the choosing rows, in a few folds of their own."""
     rows = parts == "choose"
     groups = np.unique(given.groups[rows], return_inverse=True)[1]
@@ -135,24 +140,33 @@ def _choosing(
     folds = np.full(len(parts), -1)
     values = given.rows.table.values[rows]
     folds[rows] = stratified_folds(values, groups, folds=count, seed=given.recipe.seed)
-    return Choosing(np.where(rows[:, None], logits, np.float32(np.nan)), folds, judges)
+    chosen = np.where(rows[:, None], logits, np.float32(np.nan))
+    return Choosing(chosen, folds, parts == "holdout")
+
+
+def _other_folds(logits: Floats, folds: NDArray[np.int64], fold: int) -> Choosing:
+    """Return the held-out predictions of the other folds, where none had choosing rows."""
+    judges = folds == fold
+    chosen = np.where(judges[:, None], np.float32(np.nan), logits)
+    return Choosing(chosen, np.where(judges, -1, folds), judges)
 
 
 def _told(
-    recipe: Recipe, history: History, parts: Words, folds: int, judged: int
+    recipe: Recipe, history: History, parts: Words, folds: int, notes: list[str]
 ) -> dict[str, Any]:
     """Return what `Trained` says in words and for metrics.json."""
     best = history.best
     kept = best or history.epochs[-1]
-    notes = [] if judged else [_NOT_JUDGED]
+    judged = bool(folds) or bool((parts == "holdout").any())
+    notes = [*notes, *([] if judged else [_NOT_JUDGED])]
     if best and best.number == 0:
         notes.append(_NOT_BETTER)
     trained_on = "the model that was trained on the training part"
     deployed = f"{trained_on}, whose held-out rows gave the numbers" if judged else trained_on
     if folds:
         deployed = "one more model, trained with no fold held out; the numbers are its siblings'"
-    unseen = f"{judged} pictures that the judging models had not seen ({folds} folds)"
-    held_out = f"{judged} pictures that were held out to judge it" if judged else ""
+    unseen = f"pictures that the judging models had not seen ({folds} folds)"
+    held_out = "pictures that were held out to judge it" if judged else ""
     return {
         "facts": {
             "folds": folds or None,

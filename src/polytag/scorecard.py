@@ -15,7 +15,7 @@ kind, not about training once more. Where every row is a group of its own, AP ha
 and AUC DeLong's. All else comes from `intervals.bootstrap` over groups: what is counted from
 decisions by percentiles, the calibration error by `calibration_interval`, the rest by the spread of
 the resamples around the number itself, on the logit scale. Percentiles of AP would lie too high: it
-rises when a sample says less, and in a mean over attributes that bias stays while the noise goes.
+rises when a sample says less. Noise goes in a mean, that bias stays: it moves macro AP's interval.
 """
 
 from __future__ import annotations
@@ -308,8 +308,7 @@ def _macro_interval(
     numbers: list[Value] = [getattr(each, metric) for each in evaluation.attributes]
     there = [k for k, number in enumerate(numbers) if _defined(number)]
     if len(there) == 1:
-        only = numbers[there[0]]
-        return only.low or 0.0, only.high or 0.0
+        return numbers[there[0]].low or 0.0, numbers[there[0]].high or 0.0
     if metric == "ece":
         return calibration_interval(draws.measured_gaps[there], draws.gaps[:, there])
     columns = draws.metrics[metric][:, there]
@@ -320,14 +319,15 @@ def _macro_interval(
         columns = (columns - columns.mean(axis=0)) * wider
     value, deviation = evaluation.macro[metric].value, float(columns.mean(axis=1).std())
     fewest = int(clusters["auc"][there].min())  # where everything is right (or wrong)
-    return intervals.bounded_interval(value, deviation, 10**9 if 0 < value < 1 else fewest)
+    low, high = intervals.bounded_interval(value, deviation, 10**9 if 0 < value < 1 else fewest)
+    # AP is above that of endless pictures by more than it rises in the resamples: the part of this
+    # bias that is known is taken off.
+    lift = max(float(draws.metrics[metric][:, there].mean()) - value, 0) if metric == "ap" else 0
+    return max(low - lift, 0.0), high - lift
 
 
 def _clusters(values: Floats, groups: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Return how many groups carry what each attribute's resamples give a deviation of.
-
-    A ranking rests on the rarer class, a mean over cells on all of them.
-    """
+    """Return how many groups a metric rests on: a ranking on the rarer class, a mean on all."""
     rows: list[list[int]] = []
     for column in values.T:
         parts = (column == 1, column == 0, ~np.isnan(column))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from polytag.errors import printable
 from polytag.results import AttributeMetrics, Evaluation, Mean, Value
 
 _WIDTH = 80
+_CUTS = ("absent_below", "present_from")
 _NAME = 24  # columns for names at most, however short the numbers are
 
 # The beginning of a verdict, and what a column has room for.
@@ -109,6 +110,52 @@ def verdicts(evaluation: Evaluation) -> list[str]:
         elif names:
             lines += _wrapped(f"{start}: {', '.join(names)}", "")
     return lines
+
+
+def decisions(evaluation: Evaluation, chosen: Mapping[str, Any]) -> str:
+    """Return what thresholds were chosen, what they do, and where unsure is said.
+
+    Args:
+        evaluation: Of the rows that were judged, each by thresholds chosen without it.
+        chosen: ``decisions`` of metrics.json.
+    """
+    told, macro = chosen["attributes"], evaluation.macro
+    attributes = [a for a in evaluation.attributes if a.name in told]
+    columns = [
+        _Column("thresh.", lambda a: _number(a.threshold), space=2),
+        _Column("95 %   ", lambda a: _ends(a.threshold_low, a.threshold_high)),
+        *_measured("prec.", lambda a: a.precision, macro["precision"]),
+        *_measured("recall", lambda a: a.recall, macro["recall"]),
+        *_measured("F1", lambda a: a.f1, macro["f1"], interval=False),
+    ]
+    room = min(_NAME, _WIDTH - _taken(attributes, columns))
+    lines = [f"thresholds for {chosen['target']}", "", *_lines(attributes, columns, room)]
+    notes = {name: each["note"] for name, each in told.items() if each["note"]}
+    lines += [line for name, note in notes.items() for line in _wrapped(f"{name}: {note}", "")]
+    if chosen["max_error"]:
+        lines += ["", *_unsure(chosen)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _unsure(chosen: Mapping[str, Any]) -> list[str]:
+    told = {name: each["unsure"] for name, each in chosen["attributes"].items() if "unsure" in each}
+    room = max(len("attribute"), *map(len, _labels(list(told), _NAME)))
+    lines = _wrapped(
+        f"unsure: what is decided errs in at most {chosen['max_error']:.3g} of cells, with "
+        f"confidence {chosen['confidence']:.3g} for each cut; certified on rows that the models "
+        "of the folds, or this model, had not seen. Counted on judged rows, by cuts that were "
+        "chosen without them:",
+        "",
+    )
+    lines += ["", f"{'attribute':<{room}}  absent<  present>=  unsure  wrong: present    absent"]
+    for label, each in zip(_labels(list(told), _NAME), told.values(), strict=True):
+        cuts = [_number(math.nan if each[c] is None else each[c]) for c in _CUTS]
+        share = "-" if each["unsure_share"] is None else f"{each['unsure_share']:.0%}"
+        wrong = [f"{each[f'{w}_wrong']} of {each[f'{w}_decided']}" for w in ("present", "absent")]
+        line = f"{label:<{room}}  {cuts[0]:>7}  {cuts[1]:>9}  {share:>6}"
+        lines.append(f"{line}  {wrong[0]:>14}  {wrong[1]:>10}")
+    notes = {name: each["note"] for name, each in told.items() if each["note"]}
+    return [*lines, *(line for n, note in notes.items() for line in _wrapped(f"{n}: {note}", ""))]
 
 
 def _ranking(evaluation: Evaluation) -> list[_Column]:
@@ -246,9 +293,11 @@ def _labels(names: Sequence[str], most: int) -> list[str]:
 
 
 def _interval(value: Value) -> str:
-    if value.low is None or value.high is None:
-        return ""
-    return f"{_number(value.low)}-{_number(value.high)}"
+    return _ends(value.low, value.high)
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{_number(low)}-{_number(high)}"
 
 
 def _number(value: float) -> str:

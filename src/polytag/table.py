@@ -192,6 +192,7 @@ def read_table(
     *,
     attributes: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] = (),
+    extra: str | Sequence[str] = (),
     values: str | Mapping[str, object] | None = None,
     image_column: str | None = None,
 ) -> LabelTable:
@@ -207,6 +208,7 @@ def read_table(
             kept as extra. Without one: the names of the columns. A text is split at commas.
             Default: every column whose cells are all tokens; Attr1, Attr2, ... without a header.
         ignore: Columns to leave out.
+        extra: Columns to keep beside the labels, though they may look like labels.
         values: More tokens, or other meanings: ``"1=present,0=absent,-1=na"`` or a mapping.
         image_column: The column of image names. Default: a known name (image, file_name, path,
             ...), else the first column.
@@ -229,7 +231,8 @@ def read_table(
     if not raw.rows:
         fix = "write one row for each image: its name, then 1, 0 or NA for each attribute"
         raise TableError("no usable row", where=source, fix=fix)
-    columns = sort_columns(raw, source, words, _names(attributes), _names(ignore) or ())
+    left_out, beside = _names(ignore) or (), _names(extra) or ()
+    columns = sort_columns(raw, source, words, _names(attributes), left_out, beside)
     images, bad_names = _clean_names(columns.image, source, raw.lines)
     problems = [*bad_names, *columns.problems]
     if problems:

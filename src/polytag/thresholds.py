@@ -40,7 +40,7 @@ _LABELS = 100
 _OWN = 2
 # Cells that the probabilities are worth beside the labels, and the one-sided 90 % quantile. Drawn
 # data, 13 to 620 present cells, precision .6 and .9, recall .7 and .9: from 20 on precision was
-# kept as often as promised (without, every second time in the worst case), while more than 5 make
+# kept as often as promised (without, hardly ever in the worst case), while more than 5 make
 # recall follow a wrong calibration.
 _EXPECTED = {"precision": 30, "recall": 5}
 _QUANTILE = 1.2816

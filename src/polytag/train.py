@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +137,7 @@ def resume(
             data.labels,
             attributes=data.attributes or None,
             ignore=data.ignore,
+            extra=recipe.split.columns,
             values=data.values or None,
             image_column=data.image_column or None,
         )
@@ -163,7 +163,7 @@ def _fit(
 
     # 5. The method trains, and predicts rows that chose nothing.
     trained = METHODS[recipe.method](given)
-    trained = replace(trained, judged=trained.judged & ~given.leaked)
+    trained = trained.without(given.leaked)
 
     # 6. Calibration and thresholds, for every judged row chosen without it; then the numbers.
     calibrated = calibrate(trained, values, recipe.decisions)
@@ -257,6 +257,8 @@ def _verdicts(
     """Return each attribute's verdict, its p and its adjusted p."""
     with waiting("testing whether the pictures show the attributes"):
         found = judge_learnability(features, table.values, groups)
+    for note in dict.fromkeys(each.note for each in found if each.note):
+        log.info("learnability: %s", note)
     told = [(each.verdict, each.p_value, each.p_holm) for each in found]
     return dict(zip(table.attributes, told, strict=True))
 
@@ -307,7 +309,7 @@ def _resolved(
 
     ``probe.l2`` stays as it is: it is chosen by the data, anew in every fold.
     """
-    spec, weights = backbone.spec, recipe.backbone.weights
+    spec, weights, given = backbone.spec, recipe.backbone.weights, recipe.split.given
     return recipe.replace(
         {
             "backbone.weights": str(Path(weights).absolute()) if Path(weights).suffix else weights,
@@ -317,6 +319,7 @@ def _resolved(
             "preprocess.interpolation": spec.interpolation,
             "preprocess.mean": backbone.mean_std[0],
             "preprocess.std": backbone.mean_std[1],
+            "split.given": str(Path(given).absolute()) if given.endswith(".csv") else given,
             "data.labels": str(Path(table.source).absolute()) if table.source else "",
             "data.images": str(images.absolute()),
             "data.attributes": table.attributes,

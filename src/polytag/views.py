@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polytag import plots
 from polytag.card import model_card
-from polytag.config import to_toml
+from polytag.config import Recipe, to_toml
 from polytag.errors import ImageError
 from polytag.files import write_text
 from polytag.images import decode
@@ -44,10 +44,29 @@ def write_views(kept: Kept, info: ModelInfo, paths: Sequence[Path]) -> dict[str,
     metrics = {**kept.metrics, "report": shown_numbers(material)}
     write_text(run / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     write_report(run / "report.html", replace(material, metrics=metrics))
-    write_text(run / "README.md", model_card(info, metrics, kept.recipe))
+    write_text(run / "README.md", model_card(info, metrics, without_places(kept.recipe)))
     if samples := _samples(kept, paths):
         plots.sample_predictions(samples, kept.attributes, run / "sample_predictions.png")
     return metrics
+
+
+def without_places(recipe: Recipe) -> Recipe:
+    """Return the recipe without folders of this machine: nobody's business who gets the run.
+
+    Example:
+        >>> told = without_places(Recipe().replace({"backbone.weights": "/home/ann/mine.pth"}))
+        >>> told.backbone.weights, told.backbone.name
+        ('mine.pth', 'tf_efficientnet_lite0')
+    """
+    given = recipe.split.given  # the name of a column, or of a file
+    return recipe.replace(
+        {
+            "data.labels": "",
+            "data.images": "",
+            "backbone.weights": Path(recipe.backbone.weights).name,
+            "split.given": Path(given).name if Path(given).suffix else given,
+        }
+    )
 
 
 def _material(kept: Kept, paths: Sequence[Path]) -> Material:
@@ -61,8 +80,7 @@ def _material(kept: Kept, paths: Sequence[Path]) -> Material:
         return whole
 
     judged = calibrated.judged.any()
-    recipe = kept.recipe.replace({"data.labels": "", "data.images": ""})
-    weights = Path(recipe.backbone.weights).name  # folders of this machine are nobody's business
+    recipe = without_places(kept.recipe)
     return Material(
         title=recipe.title,
         name=kept.run.name,
@@ -77,7 +95,7 @@ def _material(kept: Kept, paths: Sequence[Path]) -> Material:
         history=kept.history,
         suspects=_suspects(kept) if judged else None,
         duplicates=_duplicates(kept),
-        recipe=to_toml(recipe.replace({"backbone.weights": weights}), explain=False),
+        recipe=to_toml(recipe, explain=False),
         environment=kept.metrics["versions"],
     )
 

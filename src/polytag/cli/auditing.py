@@ -29,7 +29,7 @@ def audit(**options: Any) -> None:
     from polytag.audit import audit as look
     from polytag.pictures import refuse_too_many
 
-    table = read_labels(options)
+    table = read_labels(options, [options["split"]] if options["split"] else ())
     found = look(table, options["images"], options["run"], split=options["split"])
     files = found.write(options["out"])
     text = (

@@ -54,11 +54,18 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def data_options(required: bool) -> Callable[[F], F]:
-    """Add what names a label table and its pictures, and says how to read them."""
+def data_options(required: bool, *, images: bool = True) -> Callable[[F], F]:
+    """Add what names a label table and its pictures, and says how to read them.
+
+    Args:
+        required: Whether the table has to be named.
+        images: Whether the pictures have to be, where the table has to be.
+    """
     options = (
         click.argument("labels", type=PATH, required=required),
-        click.option("--images", type=PATH, required=required, help="The folder of pictures."),
+        click.option(
+            "--images", type=PATH, required=required and images, help="The folder of pictures."
+        ),
         click.option("--attributes", metavar="A,B,C", help="Label columns, or names for them."),
         click.option("--ignore", multiple=True, metavar="A,B,C", help="Leave columns out."),
         click.option("--values", metavar="TEXT", help='Such as "1=present,0=absent,-1=na".'),
@@ -85,14 +92,15 @@ max_skipped_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-def read_labels(options: dict[str, Any]) -> LabelTable:
-    """Read the label table of a command that has ``data_options``."""
+def read_labels(options: dict[str, Any], extra: Sequence[str] = ()) -> LabelTable:
+    """Read the label table of a command that has ``data_options``; ``extra`` are no labels."""
     from polytag.table import read_table
 
     return read_table(
         options["labels"],
         attributes=options["attributes"] or None,
         ignore=words(options["ignore"]),
+        extra=extra,
         values=options["values"] or None,
         image_column=options["image_column"] or None,
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("run", metavar="RUN-OR-PREDICTIONS", type=PATH)
-@data_options(required=True)
+@data_options(required=True, images=False)
 @click.option("--threshold", type=float, help="For every attribute.")
 @click.option("--thresholds", metavar="A=0.4,B=0.7", help="For some attributes.")
 @click.option(
@@ -63,10 +63,6 @@ def evaluate(run: Path, **options: Any) -> None:
             click.echo(str(passage))
     if not all(passage.passed for passage in passages):
         sys.exit(1)
-
-
-# A model needs the pictures, which the library says; predictions need none.
-next(option for option in evaluate.params if option.name == "images").required = False
 
 
 def _told(judged: Judged) -> str:

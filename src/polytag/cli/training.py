@@ -51,13 +51,15 @@ def train(**options: Any) -> None:
     if options["as_json"]:
         click.echo(json.dumps({"run": str(run.path), **run.metrics}, ensure_ascii=False))
         return
-    from polytag.summary import headline
+    from polytag.summary import decisions, headline
     from polytag.summary import table as metrics_table
 
     note = textwrap.fill(run.metrics["note"] or "", 79)
     if run.metrics["judged"]:
         click.echo(f"{headline(run.evaluation)}\n{note and note + chr(10)}")
         click.echo(metrics_table(run.evaluation))
+        if run.metrics["decisions"]["max_error"]:
+            click.echo(f"\n{decisions(run.evaluation, run.metrics['decisions'])}")
     else:
         loss = run.metrics["training_loss"]  # none of a probe that no epoch was better than
         click.echo(f"training loss {'-' if loss is None else f'{loss:.4f}'}\n\n{note}")
@@ -104,7 +106,7 @@ def _train_anew(options: dict[str, Any]) -> Run:
     for key, flag in (("labels", "argument 'LABELS'"), ("images", "option '--images'")):
         if not options[key]:
             raise click.UsageError(f"Missing {flag}.", click.get_current_context())
-    table = read_labels(options)
+    table = read_labels(options, recipe.split.columns)
     log = logging.getLogger("polytag")
     for note in (*table.notes, table.cells):
         log.info("%s", note)
@@ -138,8 +140,9 @@ def _go_on(options: dict[str, Any]) -> Run:
 
     run, table = options["run_to_resume"], None
     if options["labels"]:
-        data = load_recipe(run / "config.toml").data.model_dump()
-        table = read_labels(data | {"labels": options["labels"]})
+        recipe = load_recipe(run / "config.toml")
+        data = recipe.data.model_dump() | {"labels": options["labels"]}
+        table = read_labels(data, recipe.split.columns)
     return resume(run, table, options["images"])
 
 
@@ -168,7 +171,7 @@ def thresholds(run: Path, as_json: bool, **options: Any) -> None:
         return
     from polytag.summary import decisions
 
-    click.echo(decisions(chosen.metrics))
+    click.echo(decisions(chosen.evaluation, chosen.metrics["decisions"]))
     click.echo(f"\nrun: {chosen.path}")
 
 

@@ -1,11 +1,10 @@
-"""The verbs that look at data and use models: inspect, evaluate, predict."""
+"""The verbs that look at data and use models: inspect, predict."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,37 +39,6 @@ def inspect(**options: Any) -> None:
     refuse_too_many(
         found.skipped, len(found.table), strict=options["strict"], most=options["max_skipped"]
     )
-
-
-@cli.command()
-@click.argument("run", type=PATH)
-@data_options(required=True)
-@click.option("--threshold", type=float, help="For every attribute.")
-@click.option("--thresholds", metavar="A=0.4,B=0.7", help="For some attributes.")
-@json_option
-def evaluate(run: Path, **options: Any) -> None:
-    """Judge a run or a model.onnx on labelled pictures."""
-    from polytag.evaluation import evaluate as judge
-    from polytag.predictor import load
-    from polytag.summary import headline
-    from polytag.summary import table as metrics_table
-
-    predictor = load(run).with_thresholds(
-        options["threshold"], parse_thresholds(options["thresholds"])
-    )
-    judged = judge(
-        predictor,
-        read_labels(options),
-        options["images"],
-        strict=options["strict"],
-        max_skipped=options["max_skipped"],
-    )
-    if options["as_json"]:
-        click.echo(json.dumps(judged.to_dict(), ensure_ascii=False))
-        return
-    click.echo(f"{headline(judged.evaluation)}\n\n{metrics_table(judged.evaluation)}")
-    click.echo(f"\n{judged.rows} pictures measured, {len(judged.skipped)} skipped.")
-    click.echo(textwrap.fill(judged.warning, 79))
 
 
 @cli.command()

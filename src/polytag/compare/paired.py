@@ -7,10 +7,9 @@ by s; exponential weights make the spread of a mean of c numbers too small by th
 distribution with c - 1 degrees of freedom; for a mean over attributes with those of Welch and
 Satterthwaite (Biometrics Bulletin 2, 1946, equation 17).
 
-Of pairs of models of one quality, whose AP differed by chance, p was below .05 in 2 of 100 with 8
-present of 400, in 6 with 20 of 500 and in 6 with 67 of 1,000 (2,500 pairs each, of models that err
-apart; fewer of models that err together). The share of the resamples beyond 0, the usual p value,
-gave 12, 8 and 7.
+Of drawn pairs of models of one quality, whose numbers differ by chance, 0 to 2 of 100 were called
+different in any attribute with 8 present of 400, 2 to 6 with 20 of 500, 4 to 8 with 67 of 1,000
+(benchmarks/comparison.py; 5 are promised). It is about these predictions: another seed's differ.
 """
 
 from __future__ import annotations

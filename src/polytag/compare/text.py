@@ -23,10 +23,11 @@ def text(comparison: Comparison) -> str:
         lines += [*_against(comparison.experiments[0].run, experiment.run, found), ""]
     tests = len([d for d in comparison.differences if d.metric == "ap" and d.attribute])
     note = (
-        "In brackets: where the difference lies with a confidence of 95 %; pictures of one group "
-        f"count as one. p is adjusted for all {plural(tests, 'test')} of attributes, and that of "
-        "macro numbers for those (Holm). Better and worse stand only where it is below .05. All "
-        "this is about these predictions: the same recipe with another seed gives others."
+        "In brackets the 95 % interval of the difference; pictures of one group count as one. p is "
+        f"adjusted by Holm's rule, over {'all ' * (tests > 1)}{plural(tests, 'test')} of "
+        "attributes and over those of macro numbers; better and worse stand only where it is below "
+        ".05. They are about these predictions: the same recipe with another seed predicts "
+        "otherwise."
     )
     return "\n".join([*lines, *textwrap.wrap(note, 79)])
 

@@ -139,10 +139,16 @@ class SplitConfig(Section):
     )
     given: str = Field(
         "",
-        description="Your own split: a column of the table, or a CSV file with the columns image "
+        description="Your own split: a column of the table, or a .csv file with the columns image "
         "and split or fold (another run's splits.csv too), of fold numbers or of the words "
         "train, val, test.",
     )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table that say how rows are split; they are no labels."""
+        given = "" if self.given.endswith(".csv") else self.given
+        return tuple(name for name in (self.group_by, given) if name)
 
 
 class DecisionsConfig(Section):

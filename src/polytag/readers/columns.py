@@ -70,12 +70,14 @@ def sort_columns(
     words: Vocabulary,
     attributes: tuple[str, ...] | None,
     ignore: tuple[str, ...],
+    extra: tuple[str, ...] = (),
 ) -> Columns:
     """Name the columns and give each its role.
 
     A column whose cells are all tokens is a label; one where fewer than half are is kept as
     extra; one in between is a problem. ``attributes`` selects the labels where there is a header
-    and names all columns where there is none; a column called an attribute is never extra.
+    and names all columns where there is none; a column called an attribute is never extra, and one
+    named in ``extra`` never a label.
 
     Raises:
         TableError: Unknown or repeated names, a cell that is a list, no image or label column.
@@ -94,8 +96,11 @@ def sort_columns(
     selected = attributes if raw.columns is not None else None
     _require(selected or (), named, "to take as an attribute", source)
 
-    unselected = [name for name in named if selected is not None and name not in selected]
-    candidates = {name: named[name] for name in selected or named}
+    _require(extra, named, "to keep beside the labels", source)
+    unselected = [
+        name for name in named if name in extra or (selected is not None and name not in selected)
+    ]
+    candidates = {name: named[name] for name in selected or named if name not in extra}
     sorter = _Sorter(source, raw.lines, words, forced=attributes is not None)
     for name, column in candidates.items():
         sorter.add(name, column)
@@ -106,13 +111,17 @@ def sort_columns(
         f"images are named by column {image!r}" if raw.columns is not None else _no_header(named),
         f"label columns: {', '.join(sorter.labels)}",
         *sorter.notes,
-        *_named_note("kept as extra, not among the attributes asked for", unselected),
+        *_named_note("kept as extra, as asked", extra),
+        *_named_note(
+            "kept as extra, not among the attributes asked for",
+            [name for name in unselected if name not in extra],
+        ),
         *_named_note("ignored", ignore),
         *_named_note("left out, without a name", [name for name in nameless if name != image]),
     ]
-    extra = {name: sorter.extra[name] for name in named if name in sorter.extra}
+    beside = {name: sorter.extra[name] for name in named if name in sorter.extra}
     return Columns(
-        cells[image], sorter.labels, extra, sorter.tokens, tuple(notes), sorter.problems()
+        cells[image], sorter.labels, beside, sorter.tokens, tuple(notes), sorter.problems()
     )
 
 

@@ -68,7 +68,7 @@ class Material:
     """Everything a report can show of N pictures and K attributes; what a run lacks is left out.
 
     Attributes:
-        title: Of the page and of the loss curve.
+        title: Of the loss curve.
         name: Of the run.
         metrics: The content of ``metrics.json``: every number outside of pictures comes from it.
         attributes: K names.
