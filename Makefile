@@ -12,7 +12,7 @@ test: .venv/dev  ## lint, types and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 docs: .venv/dev  ## write docs/cli.md anew
 	$(BIN)/python tests/test_docs.py

@@ -586,8 +586,8 @@ def test_quiet_leaves_results_and_warnings(cli, world, tmp_path, no_plots):
         (["--target", "1.5"], 2, "decisions.target cannot have this value"),
         (["--max-error", "0.5"], 2, "decisions.max_error cannot have this value"),
         (["--confidence", "0.5"], 2, "decisions.confidence cannot have this value"),
-        (["--group-by", "patient"], 2, "no such column beside its labels"),
-        (["--split", "part"], 2, "no such column beside its labels"),
+        (["--group-by", "patient"], 2, "no column 'patient' to keep beside the labels"),
+        (["--split", "part"], 2, "no column 'part' to keep beside the labels"),
         (["--set", "threshold=0.5"], 2, "unknown key"),
         (["--ignore", "blue"], 2, "blue"),
         (["--name", "a/b"], 2, "not a name for a run"),
@@ -712,7 +712,7 @@ def test_thresholds_are_chosen_anew_and_the_old_ones_can_come_back(cli, run, wor
     assert said.out.count("(threshold 90 %)") == 3
     told = cli(*words, "--target", "f1")
     assert told.code == 0, told.err
-    assert all(name in told.out for name in LEARNT) and too_long(told.out) == []
+    assert all(name in told.out for name in LEARNT) and too_long(told.out) == [f"run: {copy}"]
     for name in ("oof.parquet", "config.toml", "README.md"):
         assert (copy / name).read_bytes() == (run.path / name).read_bytes(), name
     assert load(copy).info == load(run).info
@@ -736,7 +736,7 @@ def test_what_training_found_no_evidence_for_is_starred(cli, run, world, tmp_pat
     assert said.code == 0, said.err
     assert "red*" in said.out and "striped*" not in said.out
     assert "? bright" in said.out and "unsure" in said.out
-    assert said.out.splitlines()[-1].startswith("* training found no evidence")
+    assert said.out.splitlines()[-1].startswith("* training could not show")
     assert (
         "unsure"
         not in cli("predict", tmp_path / "m.onnx", world.path("twin.png"), "--threshold", "0.5").out

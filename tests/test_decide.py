@@ -38,7 +38,7 @@ NOBODY = np.zeros(ROWS, dtype=bool)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
+def quick(run):  # the shared run is made first, with its drawings
     with one_thread(), no_drawings():
         yield
 

@@ -32,7 +32,7 @@ from .conftest import LEARNT, TINY, Answer, World
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
+def quick(run):  # the shared run is made first, with its drawings
     with one_thread(), no_drawings(), no_export():
         yield
 

@@ -30,7 +30,7 @@ from .conftest import LEARNT, Answer, World
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
+def quick(run):  # the shared run is made first, with its drawings
     with one_thread(), no_drawings():
         yield
 

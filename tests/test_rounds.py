@@ -35,7 +35,7 @@ FOLDS = TUNED | {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
+def quick(run):  # the shared run is made first, with its drawings
     with one_thread(), no_drawings(), no_export():
         yield
 

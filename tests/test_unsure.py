@@ -28,7 +28,7 @@ PROMISE = {"decisions.max_error": MAX_ERROR, "decisions.confidence": CONFIDENCE}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
+def quick(run):  # the shared run is made first, with its drawings
     with one_thread(), no_drawings():
         yield
 

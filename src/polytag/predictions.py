@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from polytag.errors import UserError, printable
 
 _ORDER = ("present", "unsure", "absent")
-_DOUBT = "* training found no evidence that pictures show this: its answer is a guess"
+_DOUBT = "* training could not show that pictures carry this: the answer may be a guess"
 DECIMALS = 6  # of a probability in text formats: float32 holds no more
 
 

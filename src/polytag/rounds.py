@@ -77,7 +77,7 @@ def train(given: Prepared) -> Trained:
         logits=logits,
         judged=folds >= 0,
         parts=folds if len(plans) > 1 else parts,
-        choosing=[each for each in chosen if each],
+        choosing=[each for each in chosen if each and each.judges.any()],
         deployed=deployed,
         history=kept.history,
         model=kept.model,

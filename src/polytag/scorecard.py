@@ -214,10 +214,9 @@ def calibration_interval(gaps: Floats, draws: Floats) -> Interval:
     """Return the interval of a calibration error, or of the mean error of several attributes.
 
     An error is a sum of sizes, so noise makes it larger, in resamples once more than in the sample:
-    their percentiles would deny that probabilities are calibrated when they are. Instead: were the
-    true gaps s times those measured, with the noise that the resamples show, for which s >= 0 would
-    the error that was measured not be surprising? This inverts a test along one line of all shapes
-    that the gaps could have.
+    their percentiles would deny that probabilities are calibrated when they are. A test is inverted
+    instead: were the true gaps s times those measured, with the noise that the resamples show, for
+    which s >= 0 would the error that was measured not be surprising?
 
     Args:
         gaps: (K, BINS), as `metrics.Ranked.measure` gives them, measured.
@@ -262,6 +261,8 @@ def _with_intervals(
     """Put an interval around every number that is defined."""
     single = len(np.unique(groups)) == len(groups)
     clusters = _clusters(values, groups)
+    noise = (draws.gaps - draws.measured_gaps) * _wider(clusters["ece"])[:, None]
+    draws = replace(draws, gaps=draws.measured_gaps + noise)
     attributes = []
     for k, each in enumerate(evaluation.attributes):
         found = {metric: number for metric in METRICS if _defined(number := getattr(each, metric))}
@@ -313,15 +314,11 @@ def _macro_interval(
         return calibration_interval(draws.measured_gaps[there], draws.gaps[:, there])
     columns = draws.metrics[metric][:, there]
     if metric in clusters:
-        # Each spreads as widely as its own interval has it.
-        counts = [max(int(count), 2) for count in clusters[metric][there]]
-        wider = [_narrow(m) * intervals.student(m) / intervals.student(10**9) for m in counts]
-        columns = (columns - columns.mean(axis=0)) * wider
+        columns = (columns - columns.mean(axis=0)) * _wider(clusters[metric][there])
     value, deviation = evaluation.macro[metric].value, float(columns.mean(axis=1).std())
-    fewest = int(clusters["auc"][there].min())  # where everything is right (or wrong)
-    low, high = intervals.bounded_interval(value, deviation, 10**9 if 0 < value < 1 else fewest)
-    # AP is above that of endless pictures by more than it rises in the resamples: the part of this
-    # bias that is known is taken off.
+    rests = 10**9 if 0 < value < 1 else int(clusters["auc"][there].min())
+    low, high = intervals.bounded_interval(value, deviation, rests)
+    # AP lies above that of endless pictures, by more than it rises in the resamples: so much goes.
     lift = max(float(draws.metrics[metric][:, there].mean()) - value, 0) if metric == "ap" else 0
     return max(low - lift, 0.0), high - lift
 
@@ -333,16 +330,19 @@ def _clusters(values: Floats, groups: NDArray[np.int64]) -> dict[str, NDArray[np
         parts = (column == 1, column == 0, ~np.isnan(column))
         rows.append([len(np.unique(groups[part])) for part in parts])
     present, absent, known = np.array(rows).T
-    return {"ap": np.minimum(present, absent), "auc": np.minimum(present, absent), "brier": known}
+    rarer = np.minimum(present, absent)
+    return {"ap": rarer, "auc": rarer, "brier": known, "ece": np.where(rarer, rarer, known)}
 
 
 def _narrow(clusters: int) -> float:
-    """Return how much too narrow the spread of weighted means is: by (m - 1) / (m + 1) in variance.
-
-    Weights of the Bayesian bootstrap share out as a Dirichlet distribution; the variance of a mean
-    of m things is then their mean square / (m + 1), where the unbiased one has m - 1.
-    """
+    """Return how much too narrow means spread: Dirichlet's variance has m + 1 and not m - 1."""
     return float(np.sqrt((clusters + 1) / (clusters - 1))) if clusters > 1 else 1.0
+
+
+def _wider(clusters: NDArray[np.int64]) -> Floats:
+    """Return how much wider each attribute's resamples must spread for the normal quantiles."""
+    counts, normal = np.maximum(clusters, 2).tolist(), intervals.student(10**9)
+    return np.array([_narrow(m) * intervals.student(m) / normal for m in counts])
 
 
 def _defined(number: Value) -> bool:

@@ -54,7 +54,7 @@ def without_places(recipe: Recipe) -> Recipe:
     """Return the recipe without folders of this machine: nobody's business who gets the run.
 
     Example:
-        >>> told = without_places(Recipe().replace({"backbone.weights": "/home/ann/mine.pth"}))
+        >>> told = without_places(Recipe().replace({"backbone.weights": "weights/mine.pth"}))
         >>> told.backbone.weights, told.backbone.name
         ('mine.pth', 'tf_efficientnet_lite0')
     """

@@ -68,8 +68,8 @@ def write_report(path: Path, material: Material) -> None:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_report(Path(folder, "report.html"), Material("Coats <new>", "probe-1", {}))
-        ...     "Coats &lt;new&gt;" in Path(folder, "report.html").read_text(encoding="utf-8")
+        ...     write_report(Path(folder, "report.html"), Material("loss", "<coats>", {}))
+        ...     "&lt;coats&gt;" in Path(folder, "report.html").read_text(encoding="utf-8")
         True
     """
     environment = jinja2.Environment(
