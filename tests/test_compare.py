@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from tests.delong import delong_test
 
 import polytag.cli.judging  # noqa: F401  (its verbs)
 from polytag.calibration import Calibration
@@ -19,7 +20,7 @@ from polytag.compare.text import text
 from polytag.config import Recipe
 from polytag.decide import Calibrated
 from polytag.errors import ModelError, UserError
-from polytag.intervals import delong_test, holm
+from polytag.intervals import holm
 from polytag.table import LabelTable
 
 NA = float("nan")

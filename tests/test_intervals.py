@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from tests import reference
+from tests.delong import delong_test
 
 from polytag.intervals import (
     all_right,
@@ -17,7 +18,6 @@ from polytag.intervals import (
     clopper_pearson,
     delong,
     delong_interval,
-    delong_test,
     holm,
     resample,
     student,

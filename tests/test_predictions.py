@@ -184,7 +184,7 @@ def test_text_stars_what_training_found_no_evidence_for_and_says_once_what_that_
         "  attributes present: black",
         "",
     ]
-    note = "* training found no evidence that pictures show this: its answer is a guess"
+    note = "* training could not show that pictures carry this: the answer may be a guess"
     assert text.splitlines() == [*picture, *picture, note]
     sure = replace(answer, verdicts={"black": verdicts["black"]})
     assert "*" not in written(write_text, [sure]) and note not in written(write_text, [sure])

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -130,16 +130,6 @@ def holm(p_values: ArrayLike) -> Floats:
 # ------------------------------------------------------------------------------------------ DeLong
 
 
-class Difference(NamedTuple):
-    """How far apart two models are on the same rows, and the test that they are not."""
-
-    value: float  # first - second
-    low: float
-    high: float
-    z: float
-    p_value: float  # two-sided
-
-
 def delong(values: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
     """Return the AUCs of several scorings of the same independent rows, and their covariance.
 
@@ -196,26 +186,6 @@ def delong_interval(
     rarer = int(min((values == 1).sum(), (values == 0).sum()))
     deviation = math.sqrt(variance[0, 0])
     return bounded_interval(float(auc[0]), deviation, rarer, confidence)
-
-
-def delong_test(
-    values: ArrayLike, first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE
-) -> Difference:
-    """Test that two scorings of the same independent rows have the same AUC.
-
-    Arguments: see `delong_interval`. NaN without two cells of both classes.
-
-    Example:
-        >>> delong_test([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], [0.1, 0.2, 0.35, 0.8]).value
-        -0.25
-    """
-    auc, covariance = delong(values, np.column_stack([first, second]))
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    value, deviation = float(auc[0] - auc[1]), math.sqrt(max(variance, 0.0))
-    half = _z(confidence) * deviation
-    # Two that rank everything alike differ by 0 and vary by 0.
-    z = value / deviation if deviation else 0.0
-    return Difference(value, value - half, value + half, z, math.erfc(abs(z) / math.sqrt(2)))
 
 
 def _midranks(scores: Floats) -> Floats:
