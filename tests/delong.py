@@ -1,4 +1,4 @@
-"""DeLong's paired test of two AUCs, from the covariance that polytag computes: golden values need it.
+"""DeLong's paired test of two AUCs, from the covariance that polytag computes.
 
 DeLong, DeLong & Clarke-Pearson, Biometrics 44, 1988, equation 6.
 """
