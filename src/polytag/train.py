@@ -257,8 +257,10 @@ def _verdicts(
     """Return each attribute's verdict, its p and its adjusted p."""
     with waiting("testing whether the pictures show the attributes"):
         found = judge_learnability(features, table.values, groups)
-    for note in dict.fromkeys(each.note for each in found if each.note):
-        log.info("learnability: %s", note)
+    notes = {name: each.note for name, each in zip(table.attributes, found, strict=True)}
+    if said := [f"{name} {note}" for name, note in notes.items() if note]:
+        more = " and so on" if len(said) > 1 else ""
+        log.info("tested on a part of what is known: %s%s", said[0], more)
     told = [(each.verdict, each.p_value, each.p_holm) for each in found]
     return dict(zip(table.attributes, told, strict=True))
 
