@@ -20,11 +20,12 @@ from tests.tiny import one_thread
 
 from polytag.calibration import Calibration, fit_calibration
 from polytag.config import DecisionsConfig
-from polytag.decide import Calibrated, Decided, calibrate, decide, judge
+from polytag.decide import Basis, Calibrated, Decided, calibrate, decide, judge
 from polytag.graph import write_model
 from polytag.history import History
 from polytag.images import decode
 from polytag.method import Choosing, Trained
+from polytag.metrics import roc_auc
 from polytag.model import load_classifier
 from polytag.modelfile import KEY, LinearHead, ModelInfo
 from polytag.preprocess import PreprocessSpec, preprocess
@@ -350,3 +351,24 @@ def test_rows_that_leak_neither_judge_nor_choose():
     again, otherwise = both(apart, turned)
     assert np.array_equal(calibrated.probabilities, again.probabilities, equal_nan=True)
     assert decided.deployed == otherwise.deployed
+
+
+def test_folds_without_a_signal_do_not_rank_below_chance_when_taken_together():
+    """A model that knows only its base rate: the lower, the more present cells were held out."""
+    rng = np.random.default_rng(3)
+    values = (rng.random((100, 40)) < 0.3).astype(np.float32)
+    folds = np.arange(100) % FOLDS
+    rates = np.stack([values[folds != fold].mean(axis=0) for fold in range(FOLDS)])
+    logits = np.log(rates / (1 - rates))[folds] + rng.normal(0, 1e-3, values.shape)
+    p = 1 / (1 + np.exp(-logits))
+    bases = [Basis(np.full(p.shape, np.nan), folds == fold) for fold in range(FOLDS)]
+    calibrated = Calibrated(p, bases, None, Calibration.identity(40))
+    assert roc_auc(values, p).mean() < 0.46
+    assert roc_auc(values, calibrated.ranking).mean() == pytest.approx(0.5, abs=0.02)
+    for fold in range(FOLDS):
+        rows = folds == fold
+        assert (
+            roc_auc(values[rows], p[rows]) == roc_auc(values[rows], calibrated.ranking[rows])
+        ).all()
+    alone = Calibrated(p, bases[:1], None, Calibration.identity(6))
+    assert alone.ranking is alone.probabilities

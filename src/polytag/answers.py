@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polytag.errors import RecipeError, UserError, did_you_mean
+from polytag.errors import RecipeError, SkippedError, UserError, did_you_mean
 from polytag.predictions import Predictions
 from polytag.readers import READERS, read_raw
 from polytag.readers.raw import PARQUET_SUFFIXES, content_lines, decode, place
@@ -187,6 +187,42 @@ def read_answers(path: str | os.PathLike[str], attributes: Sequence[str]) -> Ans
     return Answers(
         tuple(images), shared, probabilities, decisions, thresholds, errors, source, others
     )
+
+
+def holds_answers(path: Path) -> bool:
+    """Return whether a path names a file of predictions, and no model.
+
+    Example:
+        >>> holds_answers(Path("said.csv")), holds_answers(Path("runs/first/model.onnx"))
+        (True, False)
+    """
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def refuse_unanswered(rows: Sequence[str], total: int, *, strict: bool, most: float) -> None:
+    """Stop where too many rows of a table have no prediction.
+
+    Args:
+        rows: Those rows, in words.
+        total: How many rows the table has.
+        strict: Whether one is too many.
+        most: Share of ``total`` that may have none.
+
+    Raises:
+        UserError: ``strict`` and any row has none.
+        SkippedError: More than the share ``most`` has none.
+
+    Example:
+        >>> refuse_unanswered(["c.jpg (row 3): no probability"], 20, strict=False, most=0.1)
+    """
+    count = f"{len(rows)} of {total} rows have no prediction"
+    if rows and strict:
+        raise UserError(f"{count}, and --strict allows none; the first is {rows[0]}")
+    if len(rows) > most * total:
+        raise SkippedError(
+            f"{count}, more than the {most:.0%} that --max-skipped allows; the first is {rows[0]}; "
+            "predict these pictures too, take their rows out of the table, or raise --max-skipped"
+        )
 
 
 @dataclass(frozen=True)

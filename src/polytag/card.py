@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import Any
 
 from polytag.config import Recipe
+from polytag.errors import printable
 from polytag.modelfile import ModelInfo
 
 _BRACKETS = (
@@ -46,7 +48,7 @@ def model_card(info: ModelInfo, metrics: Mapping[str, Any], recipe: Recipe) -> s
         lines.append(f"| {' | '.join(cells)} | {f'{threshold:.3g}' if threshold else '-'} |")
     if info.left_out:
         lines += ["", "Not trained, and never answered:", ""]
-        lines += [f"- {name}: {reason}" for name, reason in info.left_out.items()]
+        lines += [f"- {_escaped(name)}: {reason}" for name, reason in info.left_out.items()]
     lines += [
         "",
         "## How it was made",
@@ -149,7 +151,8 @@ def _use(info: ModelInfo) -> list[str]:
 
 
 def _escaped(name: str) -> str:
-    return name.replace("|", "\\|")
+    """Return a name that stays in its cell and is no HTML."""
+    return html.escape(printable(name), quote=False).replace("|", "\\|")
 
 
 def _stages(recipe: Recipe, facts: Mapping[str, Any]) -> list[str]:

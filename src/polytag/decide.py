@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from polytag.abstention import Cuts, choose_cuts
 from polytag.calibration import Calibration, cross_fitted, fit_calibration
 from polytag.config import DecisionsConfig
+from polytag.errors import RecipeError
 from polytag.method import Choosing, Trained
-from polytag.results import Evaluation, with_thresholds
+from polytag.results import Evaluation, with_ranking, with_thresholds
 from polytag.scorecard import evaluate_arrays
 from polytag.table import LabelTable
 from polytag.thresholds import Threshold, choose_thresholds, parse_target
@@ -64,6 +65,24 @@ class Calibrated:
         """bool (N,): the rows that have probabilities."""
         return np.asarray(~np.isnan(self.probabilities).all(axis=1))
 
+    @property
+    def ranking(self) -> Doubles:
+        """float64 (N, K) in [0, 1], what judged cells are ranked by, folds taken together.
+
+        The more present cells a fold holds, the fewer its model was trained on, and the lower its
+        probabilities: pooled as they are, AUC would lie below 1/2 where there is nothing to tell.
+        So each fold's logits are moved to mean 0, by predictions alone. No order within a fold
+        changes; of one model the probabilities are left as they are.
+        """
+        if len(self.bases) < 2:
+            return self.probabilities
+        p = np.clip(self.probabilities, 1e-15, 1 - 1e-15)
+        logits = np.log(p) - np.log1p(-p)
+        for basis in self.bases:
+            if basis.judges.any():
+                logits[basis.judges] -= logits[basis.judges].mean(axis=0)
+        return np.asarray(1 / (1 + np.exp(-logits)))
+
 
 @dataclass(frozen=True, eq=False)
 class Decided:
@@ -81,6 +100,21 @@ class Decided:
     cuts: Doubles | None
     deployed: Sequence[Threshold]
     deployed_cuts: Sequence[Cuts] | None
+
+
+def check_decisions(config: DecisionsConfig) -> None:
+    """Refuse decisions that cannot be made, before any work is done for them.
+
+    Raises:
+        RecipeError: No such target; or a confidence of nothing.
+    """
+    parse_target(str(config.target))
+    if config.confidence != DecisionsConfig().confidence and not config.max_error:
+        raise RecipeError(
+            "confidence is of the promise that max_error makes, and there is none",
+            where="decisions.confidence",
+            fix="--max-error 0.05, for example",
+        )
 
 
 def calibrate(trained: Trained, values: Floats, config: DecisionsConfig) -> Calibrated:
@@ -199,20 +233,27 @@ def judge(
     """
     judged = calibrated.judged
     shape = int(judged.sum()), len(table.attributes)
-    probabilities, thresholds = np.full(shape, np.nan), np.full(shape, _FALLBACK)
-    probabilities[:, learnt] = calibrated.probabilities[judged]
+    thresholds = np.full(shape, _FALLBACK)
     thresholds[:, learnt] = decided.thresholds[judged]
     folds = np.zeros(len(judged), dtype=np.int64)
     for fold, basis in enumerate(calibrated.bases):
         folds[basis.judges] = fold
-    found = evaluate_arrays(
-        table.attributes,
-        table.values[judged],
-        probabilities,
-        thresholds,
-        folds=folds[judged] if len(calibrated.bases) > 1 else None,
-        groups=groups[judged],
-        not_trained=left_out,
-    )
+
+    def measured(cells: Doubles) -> Evaluation:
+        spread = np.full(shape, np.nan)
+        spread[:, learnt] = cells[judged]
+        return evaluate_arrays(
+            table.attributes,
+            table.values[judged],
+            spread,
+            thresholds,
+            folds=folds[judged] if len(calibrated.bases) > 1 else None,
+            groups=groups[judged],
+            not_trained=left_out,
+        )
+
+    found = measured(calibrated.probabilities)
+    if len(calibrated.bases) > 1:
+        found = with_ranking(found, measured(calibrated.ranking))
     names = [table.attributes[k] for k in learnt]
     return with_thresholds(found, dict(zip(names, decided.deployed, strict=True)))

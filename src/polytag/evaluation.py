@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polytag.answers import SUFFIXES, Answers, read_answers
-from polytag.errors import ImageError, UserError
-from polytag.groups import identical
+from polytag.answers import Answers, holds_answers, read_answers, refuse_unanswered
+from polytag.errors import ImageError, TableError, UserError, did_you_mean, printable
+from polytag.groups import by_column, identical, joined
 from polytag.images import content_hash
 from polytag.pictures import MAX_SKIPPED, Skipped, locate, refuse_too_many, skipped_rows
 from polytag.predictions import Predictions, concatenate
@@ -41,8 +41,12 @@ class Judged:
             known, as with a bare ``model.onnx`` or a file of predictions.
         rows: How many rows were measured.
         unlabelled: Attributes of the model, or columns of the file, that the table does not have.
-        groups: How many different pictures they are; None where no picture was looked at.
+        groups: How many they are where those that count as one in intervals are one; None: each
+            row counts for itself.
+        group_by: The column whose equal texts count as one, or None.
+        pictured: Whether identical pictures count as one.
         unsure: Known cells that were left undecided, by attribute, where there are any.
+        answered: Known cells of the measured rows with a probability.
         unanswered: Known cells of the measured rows without a probability, left out.
         of_a_model: Whether a model was judged, or its predictions.
     """
@@ -53,15 +57,28 @@ class Judged:
     rows: int
     unlabelled: tuple[str, ...]
     groups: int | None = None
+    group_by: str | None = None
+    pictured: bool = False
     unsure: Mapping[str, int] = field(default_factory=dict)
+    answered: int = 0
     unanswered: int = 0
     of_a_model: bool = True
 
     @property
     def unsure_share(self) -> float:
-        """Share of the known cells that were left undecided; they are neither right nor wrong."""
-        known = sum(a.present + a.absent for a in self.evaluation.attributes)
-        return sum(self.unsure.values()) / known if known else 0.0
+        """Share of the answered cells that were left undecided; neither right nor wrong."""
+        return sum(self.unsure.values()) / self.answered if self.answered else 0.0
+
+    @property
+    def counting(self) -> str:
+        """What counts as one where an interval says how sure a number is, in words."""
+        if self.group_by is None:
+            who = (
+                "Identical pictures count as one" if self.pictured else "Each row counts for itself"
+            )
+            return f"{who} in intervals."
+        also = ", and so do identical pictures" if self.pictured else ""
+        return f"Rows with the same {printable(self.group_by)} count as one in intervals{also}."
 
     @property
     def warning(self) -> str:
@@ -81,6 +98,7 @@ class Judged:
         return self.evaluation.to_dict() | {
             "rows": self.rows,
             "groups": self.groups,
+            "group_by": self.group_by,
             "seen_in_training": self.seen,
             "skipped": [asdict(row) for row in self.skipped],
             "unlabelled": list(self.unlabelled),
@@ -97,10 +115,12 @@ def evaluate(
     *,
     strict: bool = False,
     max_skipped: float = MAX_SKIPPED,
+    group_by: str | None = None,
 ) -> Judged:
     """Measure a model, or predictions that somebody made, against a table.
 
-    Identical pictures count as one where an interval says how sure a number is.
+    Identical pictures, and rows with one text in a column that names groups, count as one where
+    an interval says how sure a number is.
 
     Args:
         run: A run folder, a ``model.onnx`` or a predictor; or predictions: a CSV, Parquet or JSON
@@ -109,9 +129,11 @@ def evaluate(
         images: The folder of pictures. Predictions can be judged without.
         strict: Whether one picture that cannot be used stops everything.
         max_skipped: Share of the table's rows that may be skipped.
+        group_by: A column of the table beside its labels; None: the one that the run itself was
+            grouped by, if the table has it.
 
     Raises:
-        UserError: Nothing in common, or ``strict`` and a row cannot be used.
+        UserError: Nothing in common, no such column, or ``strict`` and a row cannot be used.
         SkippedError: Too many rows cannot be used.
 
     Example:
@@ -122,6 +144,7 @@ def evaluate(
         1.0
     """
     source = opened(run, table.attributes)
+    group_by = _group_column(source, table, group_by)
     paths, errors = locate(table, Path(images)) if images is not None else ([], {})
     if isinstance(source, Predictor):
         if not paths:
@@ -134,20 +157,28 @@ def evaluate(
         known_to_lack, lacks = {}, f"no column in {source.source or 'the predictions'}"
     matched = _matched(answers, table, errors)
     skipped = skipped_rows(table, errors)
-    refuse_too_many(skipped, len(table), strict=strict, most=max_skipped)
+    if isinstance(source, Predictor):
+        refuse_too_many(skipped, len(table), strict=strict, most=max_skipped)
+    else:
+        rows = [f"{row.image} ({row.where}): {row.reason}" for row in skipped]
+        refuse_unanswered(rows, len(table), strict=strict, most=max_skipped)
     usable = [row for row in range(len(table)) if row not in errors]
     if not usable:
-        raise UserError("no row of the table has a usable picture", where=table.source)
+        what = "usable picture" if isinstance(source, Predictor) else "prediction"
+        raise UserError(f"no row of the table has a {what}", where=table.source)
     hashes = [_hash(paths[row], row) for row in usable] if paths else None
     cells = _line_up(answers, matched[usable], table, usable)
     lacking = [name for name in table.attributes if name not in answers.attributes]
+    groups = identical(hashes) if hashes else np.arange(len(usable))
+    if group_by:
+        groups = joined(groups, by_column([table.extra[group_by][row] for row in usable]))
     evaluation = _measure(
         table.attributes,
         cells,
-        identical(hashes) if hashes else np.arange(len(usable)),
+        groups,
         {name: known_to_lack.get(name, lacks) for name in lacking},
     )
-    unsure = (cells.decisions == "unsure") & ~np.isnan(cells.values)
+    unsure = ((cells.decisions == "unsure") & ~np.isnan(cells.values)).sum(axis=0).tolist()
     unlabelled = [name for name in answers.attributes if name not in table.attributes]
     return Judged(
         evaluation=evaluation,
@@ -155,12 +186,11 @@ def evaluate(
         seen=_seen(source, hashes) if isinstance(source, Predictor) and hashes else None,
         rows=len(usable),
         unlabelled=(*unlabelled, *answers.others),
-        groups=len(set(hashes)) if hashes else None,
-        unsure={
-            name: int(count)
-            for name, count in zip(table.attributes, unsure.sum(axis=0), strict=True)
-            if count
-        },
+        groups=len(np.unique(groups)) if hashes or group_by else None,
+        group_by=group_by,
+        pictured=bool(hashes),
+        unsure={name: n for name, n in zip(table.attributes, unsure, strict=True) if n},
+        answered=int((~np.isnan(cells.values) & ~np.isnan(cells.probabilities)).sum()),
         unanswered=cells.unanswered,
         of_a_model=isinstance(source, Predictor),
     )
@@ -185,9 +215,24 @@ def opened(run: Said, attributes: Sequence[str]) -> Predictor | Answers:
         return run
     if isinstance(run, Predictions):
         return Answers.of(run)
-    path = Path(run)
-    is_table = path.suffix.lower() in SUFFIXES and not path.is_dir()
-    return read_answers(path, attributes) if is_table else load(path)
+    return read_answers(run, attributes) if holds_answers(Path(run)) else load(run)
+
+
+def own_group_column(predictor: Predictor) -> str | None:
+    """Return the column that the rows a model was trained on were grouped by, or None."""
+    split: Mapping[str, str] = predictor.info.recipe.get("split", {})
+    return split.get("group_by") or None
+
+
+def _group_column(source: Predictor | Answers, table: LabelTable, asked: str | None) -> str | None:
+    """Return the column that groups the rows: the one asked for, or the run's own, or None."""
+    if asked is None:
+        own = own_group_column(source) if isinstance(source, Predictor) else None
+        return own if own in table.extra else None
+    if asked not in table.extra:
+        fix = did_you_mean(asked, table.extra) if table.extra else "the table has no other columns"
+        raise TableError("no such column for --group-by", where=table.source, got=asked, fix=fix)
+    return asked
 
 
 def _predicted(

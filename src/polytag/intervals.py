@@ -338,6 +338,17 @@ def _group_totals(values: Floats, probabilities: Floats, decided: Any, groups: A
     return np.column_stack([np.bincount(groups, column) for column in columns])
 
 
+def narrow(clusters: int) -> float:
+    """Return how much too narrow means spread: Dirichlet's variance has m + 1 and not m - 1."""
+    return float(np.sqrt((clusters + 1) / (clusters - 1))) if clusters > 1 else 1.0
+
+
+def wider(clusters: NDArray[np.int64]) -> Floats:
+    """Return how much wider each attribute's resamples must spread for the normal quantiles."""
+    counts, normal = np.maximum(clusters, 2).tolist(), student(10**9)
+    return np.array([narrow(m) * student(m) / normal for m in counts])
+
+
 def _z(confidence: float) -> float:
     return _NORMAL.inv_cdf((1 + confidence) / 2)
 

@@ -121,15 +121,18 @@ class Trained:
     note: str = ""
 
     def without(self, leaked: NDArray[np.bool_]) -> Trained:
-        """Return the same with rows (N,) that neither judge nor choose."""
+        """Return the same with rows (N,) that neither judge, nor calibrate, nor set thresholds."""
 
-        def less(choosing: Choosing) -> Choosing:
+        def less(choosing: Choosing | None) -> Choosing | None:
+            if choosing is None:
+                return None
             folds = np.where(leaked, -1, choosing.folds)
-            return Choosing(choosing.logits, folds, choosing.judges & ~leaked)
+            few = len(np.unique(folds[folds >= 0])) < 2  # nothing could be fitted and tried
+            return None if few else Choosing(choosing.logits, folds, choosing.judges & ~leaked)
 
         return replace(
             self,
             judged=self.judged & ~leaked,
-            choosing=[less(each) for each in self.choosing],
-            deployed=self.deployed and less(self.deployed),
+            choosing=[each for each in map(less, self.choosing) if each],
+            deployed=less(self.deployed),
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polytag.errors import RecipeError, did_you_mean
+from polytag.errors import RecipeError, UserError, did_you_mean
 from polytag.groups import by_column, identical, joined, similar
 from polytag.pictures import Rows
 from polytag.splits import Given, given_parts, leaks, read_split
@@ -62,6 +62,8 @@ def given_split(
 ) -> tuple[Given | None, NDArray[np.bool_]]:
     """Read a user's own split, and find the rows whose like stands on both sides of it.
 
+    A val row whose like is trained on would choose the epoch by heart: it is trained on, too.
+
     Args:
         table: N rows.
         given: A column of the table, or a .csv file; empty: there is none.
@@ -73,7 +75,7 @@ def given_split(
 
     Raises:
         RecipeError: There is no such column.
-        UserError: It is no split.
+        UserError: It is no split, or no row is left to judge by.
     """
     if not given:
         return None, np.zeros(len(table), dtype=bool)
@@ -83,14 +85,23 @@ def given_split(
         texts = _column(table, given, "split.given")
     split = given_parts(texts, given)
     leaked = leaks(split, groups)
-    if leaked.any():
-        first = table.images[int(np.argmax(leaked))]
-        log.warning(
-            "%d pictures of your split, such as %s, have their like on the side that is trained "
-            "on: they judge nothing",
-            leaked.sum(),
-            first,
+    if not leaked.any():
+        return split, leaked
+    first = table.images[int(np.argmax(leaked))]
+    words = "%d pictures of your split, such as %s, have their like on the side that is trained on"
+    log.warning(f"{words}: they judge nothing", leaked.sum(), first)
+    judging = np.ones(len(table), dtype=bool) if split.parts is None else split.parts != "train"
+    if not (judging & ~leaked).any():
+        raise UserError(
+            "every picture that your split would judge by has its like on the side that is "
+            "trained on",
+            where=given,
+            got=f"{leaked.sum()} such pictures",
+            fix="split by what must not be parted, or leave out --split: polytag does so",
         )
+    if split.parts is not None:
+        moved = leaked & (split.parts == "choose")
+        split = Given(None, np.where(moved, "train", split.parts))
     return split, leaked
 
 

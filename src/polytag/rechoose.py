@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,8 +11,8 @@ from pathlib import Path
 
 from polytag import runs
 from polytag.artefacts import decisions_told, told
-from polytag.config import to_toml
-from polytag.decide import decide, judge
+from polytag.config import DecisionsConfig, to_toml
+from polytag.decide import check_decisions, decide, judge
 from polytag.errors import RecipeError
 from polytag.files import write_text
 from polytag.graph import rewrite_info
@@ -19,8 +20,9 @@ from polytag.kept import read_run, write_judged
 from polytag.names import safe_join
 from polytag.predictor import load
 from polytag.results import with_verdicts
-from polytag.thresholds import parse_target
 from polytag.views import write_views
+
+log = logging.getLogger("polytag")
 
 
 def choose_anew(run: str | os.PathLike[str], changes: Mapping[str, object]) -> runs.Run:
@@ -50,8 +52,10 @@ def choose_anew(run: str | os.PathLike[str], changes: Mapping[str, object]) -> r
     """
     predictor = load(run)
     kept = read_run(predictor.path.parent)
+    if changes.get("decisions.max_error") == 0:  # a confidence of no promise has no meaning
+        changes = {"decisions.confidence": DecisionsConfig().confidence, **changes}
     recipe = kept.recipe.replace(changes)
-    parse_target(str(recipe.decisions.target))
+    check_decisions(recipe.decisions)
     if kept.calibrated.deployed is None:
         raise RecipeError(
             "this run kept no rows that thresholds could be chosen by",
@@ -79,6 +83,9 @@ def choose_anew(run: str | os.PathLike[str], changes: Mapping[str, object]) -> r
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     images = Path(recipe.data.images)
     paths = [safe_join(images, name, name) for name in kept.table.images]
+    if missing := sum(not path.is_file() for path in paths):
+        words = "%d of %d pictures are not in %s any more: the report is without them"
+        log.warning(words, missing, len(paths), images)
     metrics = write_views(read_run(folder), info, paths)
     rewrite_info(folder / "model.onnx", info)
     return runs.Run(folder, evaluation, metrics)

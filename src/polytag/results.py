@@ -111,6 +111,20 @@ class Chosen(Protocol):
         """Upper end."""
 
 
+def with_ranking(evaluation: Evaluation, ranked: Evaluation) -> Evaluation:
+    """Return the evaluation with AP and AUC as another one of the same cells has them.
+
+    Example:
+        >>> nothing = Evaluation((), {"ap": Mean(), "auc": Mean()}, Mean(), Mean(), Mean())
+        >>> with_ranking(nothing, nothing).attributes
+        ()
+    """
+    pairs = zip(evaluation.attributes, ranked.attributes, strict=True)
+    macro = {**evaluation.macro, "ap": ranked.macro["ap"], "auc": ranked.macro["auc"]}
+    attributes = tuple(replace(each, ap=other.ap, auc=other.auc) for each, other in pairs)
+    return replace(evaluation, attributes=attributes, macro=macro)
+
+
 def with_verdicts(
     evaluation: Evaluation, verdicts: Mapping[str, tuple[str, float, float]]
 ) -> Evaluation:

@@ -261,7 +261,7 @@ def _with_intervals(
     """Put an interval around every number that is defined."""
     single = len(np.unique(groups)) == len(groups)
     clusters = _clusters(values, groups)
-    noise = (draws.gaps - draws.measured_gaps) * _wider(clusters["ece"])[:, None]
+    noise = (draws.gaps - draws.measured_gaps) * intervals.wider(clusters["ece"])[:, None]
     draws = replace(draws, gaps=draws.measured_gaps + noise)
     attributes = []
     for k, each in enumerate(evaluation.attributes):
@@ -275,7 +275,7 @@ def _with_intervals(
                 interval = calibration_interval(draws.measured_gaps[[k]], draws.gaps[:, [k]])
             elif metric in clusters:
                 count = int(clusters[metric][k])
-                deviation = float(draws.metrics[metric][:, k].std()) * _narrow(count)
+                deviation = float(draws.metrics[metric][:, k].std()) * intervals.narrow(count)
                 interval = intervals.bounded_interval(number.value, deviation, count)
             else:
                 low, high = np.quantile(draws.metrics[metric][:, k], _TAILS)
@@ -312,14 +312,19 @@ def _macro_interval(
         return numbers[there[0]].low or 0.0, numbers[there[0]].high or 0.0
     if metric == "ece":
         return calibration_interval(draws.measured_gaps[there], draws.gaps[:, there])
-    columns = draws.metrics[metric][:, there]
+    value, columns = evaluation.macro[metric].value, draws.metrics[metric][:, there]
+    spread = columns - columns.mean(axis=0)
     if metric in clusters:
-        columns = (columns - columns.mean(axis=0)) * _wider(clusters[metric][there])
-    value, deviation = evaluation.macro[metric].value, float(columns.mean(axis=1).std())
-    rests = 10**9 if 0 < value < 1 else int(clusters["auc"][there].min())
-    low, high = intervals.bounded_interval(value, deviation, rests)
+        deviation = float((spread * intervals.wider(clusters[metric][there])).mean(axis=1).std())
+        rests = 10**9 if 0 < value < 1 else int(clusters["auc"][there].min())
+        low, high = intervals.bounded_interval(value, deviation, rests)
+    else:
+        low, high = map(float, value + np.quantile(spread.mean(axis=1), _TAILS))
+    # A mean lies nowhere that no attribute's own interval would let it.
+    ends = np.array([(numbers[k].low, numbers[k].high) for k in there], dtype=float).mean(axis=0)
+    low, high = max(low, ends[0]), min(high, ends[1])
     # AP lies above that of endless pictures, by more than it rises in the resamples: so much goes.
-    lift = max(float(draws.metrics[metric][:, there].mean()) - value, 0) if metric == "ap" else 0
+    lift = max(float(columns.mean()) - value, 0) if metric == "ap" else 0
     return max(low - lift, 0.0), high - lift
 
 
@@ -332,17 +337,6 @@ def _clusters(values: Floats, groups: NDArray[np.int64]) -> dict[str, NDArray[np
     present, absent, known = np.array(rows).T
     rarer = np.minimum(present, absent)
     return {"ap": rarer, "auc": rarer, "brier": known, "ece": np.where(rarer, rarer, known)}
-
-
-def _narrow(clusters: int) -> float:
-    """Return how much too narrow means spread: Dirichlet's variance has m + 1 and not m - 1."""
-    return float(np.sqrt((clusters + 1) / (clusters - 1))) if clusters > 1 else 1.0
-
-
-def _wider(clusters: NDArray[np.int64]) -> Floats:
-    """Return how much wider each attribute's resamples must spread for the normal quantiles."""
-    counts, normal = np.maximum(clusters, 2).tolist(), intervals.student(10**9)
-    return np.array([_narrow(m) * intervals.student(m) / normal for m in counts])
 
 
 def _defined(number: Value) -> bool:

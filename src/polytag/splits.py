@@ -83,7 +83,8 @@ def stratified_parts(
             "too few different pictures to split",
             got=str(len(counts)),
             expected=f"at least {len(shares)}, one a part",
-            fix="label more pictures, or set split.folds lower",
+            fix="label more pictures, or set split.folds lower (3 at least); a --group-by column "
+            "of few different texts leaves few groups",
         )
     rng = np.random.default_rng(seed)
     wanted = np.array(shares, dtype=float)

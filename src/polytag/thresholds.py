@@ -268,7 +268,7 @@ def _choose(
         if bound[0] < target.value:
             note = (
                 f"no threshold promises {target.kind} {target.value:g} here: the most is "
-                f"{np.floor(bound[0] * 100) / 100:.2f} (in 9 of 10 cases); this one has it"
+                f"{np.floor(bound[0] * 100) / 100:.2f} (in 9 of 10 cases), which this one promises"
             )
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Threshold(_expit(value), _expit(min(low, value)), _expit(max(high, value)), note)

@@ -18,7 +18,7 @@ from polytag.artefacts import Outcome, write_run
 from polytag.backbone import Backbone, load_backbone, resolve_device
 from polytag.checkpoint import has_checkpoint, interrupted, remove_checkpoints
 from polytag.config import Recipe, load_recipe
-from polytag.decide import calibrate, decide, judge
+from polytag.decide import calibrate, check_decisions, decide, judge
 from polytag.errors import ModelError, RecipeError, UserError
 from polytag.features import Extractor, make_extractor, rows_with_features
 from polytag.files import remove_remains
@@ -30,7 +30,6 @@ from polytag.processes import from_main
 from polytag.progress import waiting
 from polytag.results import with_verdicts
 from polytag.table import LabelTable, read_table
-from polytag.thresholds import parse_target
 from polytag.trainable import frozen_depth
 
 log = logging.getLogger("polytag")
@@ -237,7 +236,7 @@ def _load(recipe: Recipe) -> Backbone:
 
 def _check(recipe: Recipe) -> None:
     """Refuse fields that do not go together, and names that nothing has."""
-    parse_target(str(recipe.decisions.target))
+    check_decisions(recipe.decisions)
     if recipe.method == "finetune":
         finetune.check(recipe)
         return

@@ -45,6 +45,7 @@ def write_views(kept: Kept, info: ModelInfo, paths: Sequence[Path]) -> dict[str,
     write_text(run / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     write_report(run / "report.html", replace(material, metrics=metrics))
     write_text(run / "README.md", model_card(info, metrics, without_places(kept.recipe)))
+    (run / "sample_predictions.png").unlink(missing_ok=True)  # of thresholds that are no more
     if samples := _samples(kept, paths):
         plots.sample_predictions(samples, kept.attributes, run / "sample_predictions.png")
     return metrics
@@ -87,7 +88,7 @@ def _material(kept: Kept, paths: Sequence[Path]) -> Material:
         metrics=kept.metrics,
         attributes=table.attributes,
         images=table.images,
-        paths=paths if all(path.is_file() for path in paths) else (),
+        paths=paths if any(path.is_file() for path in paths) else (),
         values=table.values,
         probabilities=spread(calibrated.probabilities) if judged else None,
         raw=spread(kept.raw) if judged else None,

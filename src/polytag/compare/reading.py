@@ -82,8 +82,8 @@ def common(runs: Mapping[str, Kept]) -> Common:
     for (name, run), place in zip(runs.items(), places, strict=True):
         rows = [place[key] for key in pictures]
         cells = np.ix_(rows, [run.attributes.index(attribute) for attribute in names])
-        probabilities = run.calibrated.probabilities[cells]
-        said.append(Said(name, probabilities, probabilities >= run.thresholds[cells]))
+        present = run.calibrated.probabilities[cells] >= run.thresholds[cells]
+        said.append(Said(name, run.calibrated.ranking[cells], present))
         values.append(run.values[cells].astype(np.float64))
         groups.append(run.groups[rows])
         _refuse_other_labels(values, [first, name], [key[0] for key in pictures], names)
