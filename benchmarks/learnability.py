@@ -140,6 +140,17 @@ def visible(sets: int = 20) -> Iterator[Row]:
                     yield setting, "found", float(np.interp(0.70, auc, power)), sets * 20
 
 
+def seconds() -> Iterator[Row]:
+    """Time one judgement of a table as large as clothing-attributes, holes in each column."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(1485, 2848)).astype(np.float32)
+    values = (rng.random((1485, 23)) < 0.2).astype(np.float32)
+    values[rng.random(values.shape) < 0.08] = np.nan
+    start = time.perf_counter()
+    judge_learnability(features, values, np.arange(1485))
+    yield "23 attributes, 1485 pictures, 2848 features", "seconds", time.perf_counter() - start, 1
+
+
 def _aucs(labels: np.ndarray, to_scores: np.ndarray) -> np.ndarray:
     """Return the AUC (B,) of the leave-one-out scores of labels (B, n)."""
     present = labels.sum(axis=1)
@@ -147,7 +158,7 @@ def _aucs(labels: np.ndarray, to_scores: np.ndarray) -> np.ndarray:
     return (sums - present * (present - 1) / 2) / (present * (labels.shape[1] - present))
 
 
-STUDIES = {"ridge": ridge, "chance": chance, "visible": visible}
+STUDIES = {"ridge": ridge, "chance": chance, "visible": visible, "seconds": seconds}
 
 
 def main() -> None:
