@@ -296,6 +296,22 @@ def test_rare_classes_are_found(cells, severity):
         assert found[0].evidence[0]["class"] == "absent"
 
 
+def test_few_cells_of_a_class_are_named_by_their_number_where_half_are_of_it():
+    values = clean_values()[:10]
+    values[:, 0], values[:, 2] = [1, 0] * 5, 0
+    values[:, 1] = np.where(np.arange(10) < 3, 1, np.nan)
+    found = only(rare(material(table_of(values))))
+    assert found.severity == "warning"
+    assert found.summary == "1 attribute with few cells of a class: red (5 absent)."
+    assert found.evidence == [{"attribute": "red", "class": "absent", "cells": 5}]
+    values = clean_values()
+    values[:, 1], values[4:, 2] = np.arange(400) < 5, np.nan
+    values[:4, 2] = [0, 1, 0, 1]
+    summary = only(rare(material(table_of(values)))).summary
+    assert "with a rare class: bright (5 present)" in summary
+    assert "with few cells of a class: striped (2 absent)" in summary
+
+
 @pytest.mark.parametrize("relation", ["identical", "opposite"])
 def test_attributes_that_are_one_are_found_across_holes(relation):
     values = clean_values(holes=0.3)
@@ -345,12 +361,15 @@ def test_rows_without_a_label_are_found():
         ([verdict(), NO_EVIDENCE, TOO_FEW], "warning"),
         ([NO_EVIDENCE] * 3, "serious"),
         ([TOO_FEW, NO_EVIDENCE, NO_EVIDENCE], "serious"),
+        ([TOO_FEW] * 3, "warning"),
     ],
 )
 def test_what_cannot_be_learnt_is_serious_when_it_is_everything(verdicts, severity):
     found = only(learnability(clean(verdicts=verdicts)))
     assert found.severity == severity
     assert len(found.evidence) == sum(one.p_value != 0.001 for one in verdicts)
+    assert ("base rates" in found.advice) == (NO_EVIDENCE in verdicts)
+    assert ("label more" in found.advice) == (TOO_FEW in verdicts)
 
 
 # --------------------------------------------------------------------------------------- holes

@@ -114,6 +114,99 @@ def test_a_table_of_nothing_but_missing_pictures_is_audited(tmp_path, monkeypatc
     assert [row["image"] for row in found(audited, "missing")] == ["a.jpg", "b.jpg"]
 
 
+def grouped_table(world):
+    """The world's table, with six rows of each patient."""
+    table = read_table(world.labels)
+    patients = [f"patient {row // 6}" for row in range(len(table))]
+    return replace(table, extra={**table.extra, "patient": tuple(patients)})
+
+
+@pytest.fixture(scope="module")
+def grouped_run(train, own, tmp_path_factory):
+    return train(
+        tmp_path_factory.mktemp("grouped"),
+        {"split.group_by": "patient"},
+        table=grouped_table(own),
+        images=own.images,
+    )
+
+
+def units(made):
+    """How many groups the first attribute was tested on."""
+    return made.verdicts[0].present + made.verdicts[0].absent
+
+
+def test_rows_of_one_group_are_one_witness_and_on_one_side(own, monkeypatch):
+    from polytag.audit import material
+    from polytag.config import load_recipe
+
+    seen = []
+    stratified = material.stratified_folds
+
+    def spy(values, groups, **options):
+        seen.append(len(np.unique(groups)))
+        return stratified(values, groups, **options)
+
+    monkeypatch.setattr(material, "load_recipe", lambda name: load_recipe(name, TINY))
+    monkeypatch.setattr(material, "stratified_folds", spy)
+    table = grouped_table(own)
+    assert units(gather(table, own.images)) > 60
+    assert seen.pop() > 60
+    made = gather(table, own.images, group_by="patient")
+    assert 15 <= units(made) <= 21
+    assert seen.pop() <= 21
+    assert len(np.unique(made.similar)) > 60  # what looks alike is another question
+    with pytest.raises(UserError, match=r"--group-by.*did you mean 'patient'"):
+        gather(table, own.images, group_by="patients")
+
+
+def test_a_runs_groups_and_verdicts_are_the_audits(own, grouped_run):
+    kept = read_run(grouped_run.path)
+    for table in (read_table(own.labels), grouped_table(own)):  # without the column, and with it
+        made = gather(table, own.images, grouped_run.path)
+        said = dict(zip(made.attributes, made.verdicts, strict=True))
+        for name, (_, p, p_holm) in kept.verdicts.items():
+            assert np.array_equal([said[name].p_value, said[name].p_holm], [p, p_holm], True)
+        assert units(made) <= 21
+
+
+def test_rows_that_the_run_did_not_have_are_grouped_by_its_column(own, train, tmp_path):
+    table = grouped_table(own)
+    changes = {"split.group_by": "patient"}
+    half = train(tmp_path, changes, table=table.select(range(60)), images=own.images)
+    assert units(gather(table, own.images, half.path)) <= 21
+    assert units(gather(read_table(own.labels), own.images, half.path)) > 30
+
+
+def test_the_verb_keeps_the_runs_column_of_numbers(cli, own, grouped_run, tmp_path, monkeypatch):
+    seen = {}
+
+    def look(table, images, run, **options):
+        seen.update(options, attributes=table.attributes)
+        raise UserError("seen")
+
+    monkeypatch.setattr("polytag.audit.audit", look)
+    lines = own.labels.read_text(encoding="utf-8").splitlines()
+    labels = tmp_path / "l.csv"
+    patients = ["patient", *(str(row % 3) for row in range(len(lines) - 1))]
+    pairs = zip(lines, patients, strict=True)
+    labels.write_text("\n".join(f"{line},{text}" for line, text in pairs), encoding="utf-8")
+    words = ("audit", labels, "--images", own.images)
+    cli(*words, "--run", grouped_run)
+    assert seen["group_by"] == "patient" and "patient" not in seen["attributes"]
+    cli(*words, "--group-by", "patient", "--split", "part")
+    assert (seen["group_by"], seen["split"]) == ("patient", "part")
+    cli("audit", own.labels, "--images", own.images, "--run", grouped_run)
+    assert seen["group_by"] is None
+
+
+def test_a_run_of_other_attributes_is_refused_with_both_lists(own, tiny_run):
+    table = read_table(own.labels)
+    other = replace(table, attributes=tuple(f"other {name}" for name in table.attributes))
+    with pytest.raises(UserError, match=r"share no attribute; got other red.*expected red"):
+        gather(other, own.images, tiny_run.path)
+
+
 def test_what_is_not_there_is_said(own, tmp_path):
     table = read_table(own.labels)
     with pytest.raises(UserError, match="did you mean 'part'"):
@@ -228,6 +321,16 @@ def test_hostile_names_stay_text(tmp_path):
     assert "\x1b" not in text
     assert "\x1b" not in audited.to_text()
     assert rows_of(tmp_path / "label_errors.csv")[0]["attribute"].startswith("<script>")
+
+
+def test_one_odd_name_leaves_the_rest_of_the_sentence_as_it_is(tmp_path):
+    one = clean()
+    finding = Finding("implied", "note", "größer → a\nb\x1b.", [], "Füllen.")
+    audited = Audit(one, [finding])
+    assert "NOTE  größer → a\\nb\\x1b." in audited.to_text()
+    audited.write(tmp_path)
+    text = (tmp_path / "audit.html").read_text(encoding="utf-8")
+    assert "größer → a\\nb\\x1b." in text
 
 
 def test_kinds_of_findings_are_all_used_and_all_listed(with_run):

@@ -292,8 +292,9 @@ def test_rows_are_matched_by_name_and_the_rest_is_counted():
     assert {row.reason for row in judged.skipped} == {"no row about it in the predictions"}
     kept = table.select(sorted(order.tolist()))
     assert judged.evaluation == polytag.evaluate(whole, kept).evaluation
-    with pytest.raises(SkippedError, match="3 of 60"):
+    with pytest.raises(SkippedError, match="3 of 60 rows have no prediction") as caught:
         polytag.evaluate(shuffled, table, max_skipped=0.01)
+    assert "predict these pictures" in str(caught.value) and "mend" not in str(caught.value)
     with pytest.raises(UserError, match="--strict"):
         polytag.evaluate(shuffled, table, strict=True)
 
@@ -364,6 +365,16 @@ def test_unsure_cells_are_neither_right_nor_wrong_and_rank_all_the_same():
     assert told["unsure"] == judged.unsure
 
 
+def test_the_share_of_unsure_cells_is_of_answered_attributes():
+    table = drawn_table()
+    judged = polytag.evaluate(said_about(table, cuts=((None, None), None, None)), table)
+    more = LabelTable(
+        table.images, (*table.attributes, "hat"), np.hstack([table.values, table.values[:, :1]])
+    )
+    wider = polytag.evaluate(said_about(table, cuts=((None, None), None, None)), more)
+    assert wider.unsure_share == judged.unsure_share > 0.3
+
+
 def test_an_attribute_that_is_always_unsure_has_no_decisions_to_judge():
     table = drawn_table()
     judged = polytag.evaluate(said_about(table, cuts=((None, None), None, None)), table)
@@ -415,6 +426,49 @@ def test_copies_of_a_picture_count_as_one_in_intervals(tmp_path):
         assert widths["copies"][metric] == pytest.approx(widths["once"][metric], rel=0.35)
 
 
+def grouped(table: LabelTable, rows: int = 6) -> LabelTable:
+    """The table with a column of numbers, the same for some rows in a row."""
+    return replace(table, extra={"patient": tuple(str(i // rows) for i in range(len(table)))})
+
+
+def test_rows_of_one_group_count_as_one_in_intervals():
+    table = drawn_table(90, holes=0)
+    thrice = np.repeat(np.arange(90), 3)
+    images = tuple(f"{i}.jpg" for i in range(270))
+    said = said_about(table, 0.8)
+    said = replace(
+        said, images=images, probabilities=said.probabilities[thrice], errors=(None,) * 270
+    )
+    table = grouped(LabelTable(images, table.attributes, table.values[thrice]), 3)
+    each, together = (polytag.evaluate(said, table, group_by=by) for by in (None, "patient"))
+    assert (each.groups, together.groups) == (None, 90)
+    wide, narrow = (
+        [a.ap.high - a.ap.low for a in j.evaluation.attributes] for j in (together, each)
+    )
+    assert sum(narrow) < 0.75 * sum(wide)
+    assert numbers(each) == numbers(together)
+    assert each.counting == "Each row counts for itself in intervals."
+    assert together.counting == "Rows with the same patient count as one in intervals."
+    assert together.to_dict()["group_by"] == "patient"
+    with pytest.raises(UserError, match=r"--group-by.*did you mean 'patient'"):
+        polytag.evaluate(said, table, group_by="patients")
+
+
+def test_the_column_a_run_was_grouped_by_groups_what_it_is_judged_on(run, other):
+    predictor = load(run)
+    info = replace(
+        predictor.info, recipe={**predictor.info.recipe, "split": {"group_by": "patient"}}
+    )
+    predictor.info = info
+    table = grouped(table_of(other))
+    judged = polytag.evaluate(predictor, table, other.images)
+    assert (judged.groups, judged.group_by) == (5, "patient")
+    assert judged.counting.endswith("count as one in intervals, and so do identical pictures.")
+    without = polytag.evaluate(predictor, table_of(other), other.images)
+    assert without.counting == "Identical pictures count as one in intervals."
+    assert without.group_by is None and without.groups > 5
+
+
 def test_a_file_of_predictions_cannot_tell_what_was_trained_on(world, run):
     judged = polytag.evaluate(
         said_about(world.table().select(range(len(world.good)))), world.table(), world.images
@@ -443,6 +497,33 @@ def test_the_command_judges_a_file_without_pictures(cli, files):
     assert all(len(line) < 80 for line in answer.out.splitlines())
     strict = cli("evaluate", *files, "--threshold", "0.5")
     assert "unsure" not in strict.out
+
+
+def test_the_command_groups_by_a_column_of_numbers(cli, files, tmp_path):
+    said, labels = files
+    lines = labels.read_text(encoding="utf-8").splitlines()
+    texts = ["patient", *(str(row % 2) for row in range(60))]
+    again = tmp_path / "grouped.csv"
+    again.write_text("\n".join(f"{a},{b}" for a, b in zip(lines, texts, strict=True)))
+    answer = cli("evaluate", said, again, "--group-by", "patient")
+    assert answer.code == 0, answer.err
+    assert "Rows with the same patient count as one in intervals." in answer.out
+    assert "Each row counts for itself in intervals." in cli("evaluate", *files).out
+
+
+def test_the_command_takes_the_runs_own_column(cli, train, world, tmp_path):
+    lines = world.labels.read_text(encoding="utf-8").splitlines()
+    texts = ["patient", *(str(row % 20) for row in range(len(lines) - 1))]
+    labels = tmp_path / "grouped.csv"
+    labels.write_text("\n".join(f"{a},{b}" for a, b in zip(lines, texts, strict=True)))
+    table = polytag.read_table(labels, extra="patient")
+    by_patient = train(tmp_path / "runs", {"split.group_by": "patient"}, table=table)
+    words = (world.images, "--max-skipped", "0.5", "--json")
+    judged = cli("evaluate", by_patient, labels, "--images", *words)
+    assert judged.code == 0, judged.err
+    assert judged.json["group_by"] == "patient" and judged.json["groups"] <= 20
+    plain = cli("evaluate", by_patient, world.labels, "--images", *words)
+    assert plain.json["group_by"] is None
 
 
 def test_gates_decide_the_exit_code(cli, files):

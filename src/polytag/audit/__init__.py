@@ -55,17 +55,21 @@ def audit(
     run: str | os.PathLike[str] | None = None,
     *,
     split: str | None = None,
+    group_by: str | None = None,
 ) -> Audit:
     """Look for what is wrong with labels and pictures, before or after a training.
 
     Args:
         table: Labels with holes.
         images: The folder of pictures.
-        run: A run folder: its out-of-fold probabilities are used; None: a probe is fitted.
+        run: A run folder: its out-of-fold probabilities and its groups are used; None: a probe is
+            fitted.
         split: A column of the table with a split of the user's own, to look for leaks.
+        group_by: A column of the table: rows with one text belong together. None: the column
+            that the run was grouped by, if the table has it.
 
     Raises:
-        UserError: There is no such folder, column or run.
+        UserError: There is no such folder, column or run, or the run has none of the attributes.
 
     Example:
         >>> import tempfile
@@ -76,7 +80,8 @@ def audit(
         ...     audit(read_table(drawn.labels), drawn.images).serious
         True
     """
-    return judge(gather(table, Path(images), None if run is None else Path(run), split))
+    folder = None if run is None else Path(run)
+    return judge(gather(table, Path(images), folder, split, group_by))
 
 
 def judge(material: Material) -> Audit:

@@ -34,26 +34,35 @@ def constant(material: Material) -> list[Finding]:
 
 
 def rare(material: Material) -> list[Finding]:
-    """Find attributes one class of which is rare."""
-    rows: list[Row] = []
+    """Find attributes one class of which is rare, or of few cells."""
+    found: list[tuple[float, Row]] = []
     for name, counts in zip(material.attributes, material.table.counts().tolist(), strict=True):
         present, absent, _ = counts
         few = min(present, absent)
         if few and (few < FEWEST or few < RARE * (present + absent)):
             kind = "present" if present < absent else "absent"
             share = few / (present + absent)
-            rows.append({"attribute": name, "class": kind, "cells": few, "share": share})
-    if not rows:
+            row: Row = {"attribute": name, "class": kind, "cells": few}
+            # Of a table of ten rows the share says nothing: half may be five.
+            found.append((share, row | {"share": share} if share < RARE else row))
+    if not found:
         return []
-    rows.sort(key=lambda row: row["share"])
+    rows = [row for _, row in sorted(found, key=lambda one: one[0])]
+    scarce = [row for row in rows if "share" in row]
+    small = [row for row in rows if "share" not in row]
+    said = [
+        f"{plural(len(part), 'attribute')} with {what}: "
+        + listed([f"{row['attribute']} ({row['cells']} {row['class']})" for row in part])
+        for part, what in ((scarce, "a rare class"), (small, "few cells of a class"))
+        if part
+    ]
+    advice = "See 'annotate next' for what to label."
+    if scarce:
+        advice = (
+            "Accuracy says little about a rare class: read average precision beside its guess. "
+        ) + advice
     bad = any(row["cells"] < FEWEST for row in rows)
-    names = listed([f"{row['attribute']} ({row['cells']} {row['class']})" for row in rows])
-    summary = f"{plural(len(rows), 'attribute')} with a rare class: {names}."
-    advice = (
-        "Accuracy says little about them: read average precision beside its guess; see "
-        "'annotate next' for what to label."
-    )
-    return [finding("rare", summary, rows, advice, bad=bad)]
+    return [finding("rare", f"{'; '.join(said)}.", rows, advice, bad=bad)]
 
 
 def same(material: Material) -> list[Finding]:
@@ -122,17 +131,19 @@ def learnability(material: Material) -> list[Finding]:
         {"attribute": names[k], "verdict": verdicts[k], "p": _number(material.verdicts[k].p_holm)}
         for k in (*none, *few)
     ]
-    parts = []
+    parts, advice = [], []
     if none:
         parts.append(f"{listed([names[k] for k in none])}: no evidence that the pictures show it")
+        advice.append(
+            "Where there is no evidence, a model answers base rates: look whether rows and "
+            "pictures belong together, and whether a person could tell from the picture alone."
+        )
     if few:
         parts.append(f"{listed([names[k] for k in few])}: too few to tell")
+        advice.append("Where there are too few, label more: the verdict says about how many.")
     summary = f"{learnable} of {len(names)} attributes learnable; {'; '.join(parts)}."
-    advice = (
-        "A model of them answers base rates. Look whether rows and pictures belong together, and "
-        "whether a person could tell from the picture alone."
-    )
-    return [finding("learnability", summary, rows, advice, bad=not learnable)]
+    bad = bool(none) and not learnable
+    return [finding("learnability", summary, rows, " ".join(advice), bad=bad)]
 
 
 def unlabelled(material: Material) -> list[Finding]:

@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[Severity, Severity]] = {
     "holes together": ("note", "note"),
     "holes by source": ("warning", "warning"),
     "holes by picture": ("note", "note"),
-    "learnability": ("warning", "serious"),  # bad: no attribute is learnable
+    "learnability": ("warning", "serious"),  # bad: none is learnable, and not for want of cells
     "label errors": ("warning", "warning"),
     "cleanlab": ("note", "note"),
     "shortcut": ("warning", "serious"),  # bad: at least half of what the pictures give
@@ -94,7 +94,17 @@ def shown(value: Any) -> str:
         return "=".join(map(shown, value.values()))
     if isinstance(value, float):
         return f"{value:.3g}"
-    return "-" if value is None else printable(str(value))
+    return "-" if value is None else one_line(str(value))
+
+
+def one_line(text: str) -> str:
+    r"""Keep a text to one line that every terminal can print, and all else in it as it is.
+
+    Example:
+        >>> one_line("größer \u2192 a\nb")
+        'größer → a\\nb'
+    """
+    return "".join(map(printable, text))
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,12 @@ from polytag.calibration import cross_fitted
 from polytag.config import Recipe, load_recipe
 from polytag.errors import TableError, UserError, did_you_mean
 from polytag.features import make_extractor, rows_with_features
-from polytag.groups import identical, joined, similar
+from polytag.groups import by_column, identical, joined
 from polytag.images import decode
 from polytag.kept import Kept, read_run
 from polytag.learnability import Learnability, judge_learnability
 from polytag.metrics import roc_auc
+from polytag.parting import group_rows
 from polytag.pictures import Rows, locate
 from polytag.pipeline import stream
 from polytag.probe import fit_probe, fits
@@ -114,7 +116,11 @@ class Material:
 
 
 def gather(
-    table: LabelTable, images: Path, run: Path | None = None, split: str | None = None
+    table: LabelTable,
+    images: Path,
+    run: Path | None = None,
+    split: str | None = None,
+    group_by: str | None = None,
 ) -> Material:
     """Make what the checks need: features, out-of-fold probabilities, facts about the files.
 
@@ -122,25 +128,34 @@ def gather(
         table: The labels.
         images: The folder of pictures.
         run: A run folder whose out-of-fold probabilities are taken, and whose recipe says how
-            features are computed; None: the default probe's are made.
+            features are computed and which rows belong together; None: the default probe's are
+            made.
         split: A column of the table that holds the user's own split.
+        group_by: A column of the table: rows with one text belong together, as identical and
+            similar pictures do. None: the run's own, if the table has it.
 
     Raises:
-        UserError: No such folder, column or run.
+        UserError: No such folder, column or run, or a run of other attributes.
     """
-    if split is not None and split not in table.extra:
-        fix = did_you_mean(split, table.extra) if table.extra else "the table has no other columns"
-        raise TableError("no such column for --split", where=table.source, got=split, fix=fix)
+    for option, column in (("--split", split), ("--group-by", group_by)):
+        if column is not None and column not in table.extra:
+            _refuse_column(table, column, option)
     located = locate(table, images)
     kept = None if run is None else read_run(run)
+    if kept is not None:
+        _refuse_other_attributes(kept, table)
+        own = kept.recipe.split.group_by
+        group_by = group_by or (own if own in table.extra else None)
     recipe = _here(load_recipe("probe") if kept is None else kept.recipe)
     backbone = load_backbone(recipe.backbone, recipe.preprocess, recipe.features, recipe.seed)
     extractor = make_extractor(backbone, recipe.features, recipe.device)
     rows, features = rows_with_features(table, *located, extractor)
     plain, same = features[:, 0], identical(rows.hashes)
-    alike = joined(same, similar(rows.looks, features))
-    fitter = _Fitter(features, alike, recipe)
-    verdicts = judge_learnability(plain, rows.table.values, alike)
+    alike, groups, _ = group_rows(rows, features, group_by or "")
+    if kept is not None:
+        groups = joined(groups, _groups_of_run(kept, rows))
+    fitter = _Fitter(features, groups, recipe)
+    verdicts = judge_learnability(plain, rows.table.values, groups)
     hole_verdicts, answerable = _holes(fitter, rows.table.values)
     made = fitter.probabilities(rows.table.values) if kept is None else _of_run(kept, rows)
     return Material(
@@ -156,6 +171,22 @@ def gather(
         facts=_file_facts(rows),
         split=split,
     )
+
+
+def _refuse_column(table: LabelTable, column: str, option: str) -> NoReturn:
+    fix = did_you_mean(column, table.extra) if table.extra else "the table has no other columns"
+    raise TableError(f"no such column for {option}", where=table.source, got=column, fix=fix)
+
+
+def _refuse_other_attributes(kept: Kept, table: LabelTable) -> None:
+    if not set(kept.attributes) & set(table.attributes):
+        raise UserError(
+            "the run and the table share no attribute",
+            where=str(kept.run),
+            got=", ".join(table.attributes[:8]),
+            expected=", ".join(kept.attributes[:8]),
+            fix="name the table's columns by --attributes, or leave out --run",
+        )
 
 
 def _here(recipe: Recipe) -> Recipe:
@@ -203,6 +234,14 @@ def _holes(fitter: _Fitter, values: NDArray[np.float32]) -> tuple[list[Learnabil
     answerable = np.full(values.shape, np.nan)
     answerable[:, enough] = modelled[:, which]
     return [judged[k] if k >= 0 else few for k in column], answerable
+
+
+def _groups_of_run(kept: Kept, rows: Rows) -> Ints:
+    """Return int64 (N,): the run's groups; a row that the run did not have is one of its own."""
+    keys = zip(kept.table.images, kept.hashes, strict=True)
+    group_of = dict(zip(keys, kept.groups.tolist(), strict=True))
+    mine = zip(rows.table.images, rows.hashes, strict=True)
+    return by_column([str(group_of.get(key, "")) for key in mine])
 
 
 def _of_run(kept: Kept, rows: Rows) -> Doubles:

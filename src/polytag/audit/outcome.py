@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from polytag.audit.finding import SEVERITIES, Finding, Row, in_words, shown
+from polytag.audit.finding import SEVERITIES, Finding, Row, in_words, one_line, shown
 from polytag.audit.material import Material
 from polytag.audit.page import page
-from polytag.errors import printable
 from polytag.files import write_text
 from polytag.readers.raw import plural
 from polytag.runs import write_rows
@@ -68,14 +67,14 @@ class Audit:
     def to_text(self) -> str:
         """Return what a person wants to know, in at most 80 columns."""
         table = self.material.table
-        lines = textwrap.wrap(f"{printable(table.source)}: {self.headline()}", 79)
+        lines = textwrap.wrap(f"{one_line(table.source)}: {self.headline()}", 79)
         for one in self.findings:
-            lines += ["", *_wrapped(f"{one.severity.upper()}  {printable(one.summary)}", "")]
+            lines += ["", *_wrapped(f"{one.severity.upper()}  {one_line(one.summary)}", "")]
             for row in one.evidence[:_EXAMPLES]:
                 lines += _wrapped(in_words(row), "    ", most=2)
             if len(one.evidence) > _EXAMPLES:
                 lines.append(f"    and {len(one.evidence) - _EXAMPLES} more")
-            lines += _wrapped(f"→ {printable(one.advice)}", "  ")
+            lines += _wrapped(f"→ {one_line(one.advice)}", "  ")
         return "\n".join(lines)
 
     def headline(self) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import Environment
 from PIL import Image
 
-from polytag.audit.finding import Finding, Row, shown
+from polytag.audit.finding import Finding, Row, one_line, shown
 from polytag.audit.material import Material
-from polytag.errors import UserError, printable
+from polytag.errors import UserError
 from polytag.images import decode
 
 _ROWS = 24  # of evidence a finding: JSON and the lists have them all
@@ -66,7 +66,7 @@ def page(headline: str, findings: Sequence[Finding], material: Material) -> str:
 
 def _printable(value: object) -> object:
     """Keep what no page can hold, such as half a character of a file's name, from it."""
-    return printable(value) if isinstance(value, str) else value
+    return one_line(value) if isinstance(value, str) else value
 
 
 def _pictures(one: Finding, thumbnails: _Thumbnails) -> list[list[dict[str, str]]]:

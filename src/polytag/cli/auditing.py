@@ -11,12 +11,14 @@ from typing import Any
 import click
 
 from polytag.cli.common import PATH, cli, data_options, json_option, read_labels
+from polytag.cli.judging import if_in_table
 
 
 @cli.command()
 @data_options(required=True)
 @click.option("--run", type=PATH, help="Use this run's out-of-fold probabilities.")
 @click.option("--split", metavar="COLUMN", help="Your own split, to look for leaks in.")
+@click.option("--group-by", metavar="COLUMN", help="Rows with one text in it belong together.")
 @click.option("--out", type=PATH, default=Path("audit"), show_default=True, help="A folder.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 whatever is found.")
 @json_option
@@ -27,10 +29,14 @@ def audit(**options: Any) -> None:
     annotate_next.csv, skipped.csv.
     """
     from polytag.audit import audit as look
+    from polytag.kept import read_run
     from polytag.pictures import refuse_too_many
 
-    table = read_labels(options, [options["split"]] if options["split"] else ())
-    found = look(table, options["images"], options["run"], split=options["split"])
+    run, split, column = options["run"], options["split"], options["group_by"]
+    if column is None and run is not None:
+        column = if_in_table(read_run(run).recipe.split.group_by, options)
+    table = read_labels(options, [name for name in (split, column) if name])
+    found = look(table, options["images"], run, split=split, group_by=column)
     files = found.write(options["out"])
     text = (
         json.dumps(found.to_dict(), ensure_ascii=False) if options["as_json"] else found.to_text()

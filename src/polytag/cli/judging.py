@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from polytag.cli.common import PATH, cli, data_options, json_option, read_labels
+from polytag.cli.common import PATH, cli, data_options, json_option, read_labels, words
 from polytag.cli.using import parse_thresholds
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @cli.command()
 @click.argument("run", metavar="RUN-OR-PREDICTIONS", type=PATH)
 @data_options(required=True, images=False)
+@click.option("--group-by", metavar="COLUMN", help="Rows with one text in it count as one.")
 @click.option("--threshold", type=float, help="For every attribute.")
 @click.option("--thresholds", metavar="A=0.4,B=0.7", help="For some attributes.")
 @click.option(
@@ -38,20 +39,27 @@ def evaluate(run: Path, **options: Any) -> None:
     origin with a column of picture names and one of probabilities for an attribute; --images is
     then only needed to find identical pictures.
     """
+    from polytag.answers import holds_answers
     from polytag.evaluation import evaluate as judge
-    from polytag.evaluation import opened
+    from polytag.evaluation import opened, own_group_column
     from polytag.gates import check_gates, parse_gates
+    from polytag.predictor import load
 
-    table = read_labels(options)
+    model = None if holds_answers(run) else load(run)
+    column = options["group_by"]
+    if column is None and model is not None:
+        column = if_in_table(own_group_column(model), options)
+    table = read_labels(options, [column] if column else ())
     gates = parse_gates(options["fail_under"], table.attributes)
     judged = judge(
-        opened(run, table.attributes).with_thresholds(
+        opened(model or run, table.attributes).with_thresholds(
             options["threshold"], parse_thresholds(options["thresholds"])
         ),
         table,
         options["images"],
         strict=options["strict"],
         max_skipped=options["max_skipped"],
+        group_by=column,
     )
     passages = check_gates(gates, judged.evaluation)
     if options["as_json"]:
@@ -63,6 +71,21 @@ def evaluate(run: Path, **options: Any) -> None:
             click.echo(str(passage))
     if not all(passage.passed for passage in passages):
         sys.exit(1)
+
+
+def if_in_table(column: str | None, options: dict[str, Any]) -> str | None:
+    """Return a column's name if the label table of a command has it, and None if not.
+
+    A column of numbers must be named before the table is read, lest it be taken for labels.
+    """
+    from polytag.readers import read_raw
+    from polytag.readers.tokens import Vocabulary, token_table
+
+    if not column or column in words(options["ignore"]):
+        return None
+    vocabulary = Vocabulary(token_table(options["values"] or None), options["image_column"] or None)
+    names = read_raw(str(options["labels"]), vocabulary).columns or ()
+    return column if column in map(str.strip, names) else None
 
 
 def _told(judged: Judged) -> str:
@@ -84,7 +107,7 @@ def _told(judged: Judged) -> str:
         )
     if judged.unanswered:
         notes.append(f"Not measured: {judged.unanswered} known cells without a probability.")
-    for note in (*notes, judged.warning):
+    for note in (*notes, judged.counting, judged.warning):
         lines += textwrap.wrap(note, 79)
     return "\n".join(lines)
 
