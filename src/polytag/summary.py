@@ -143,8 +143,8 @@ def _unsure(chosen: Mapping[str, Any]) -> list[str]:
     lines = _wrapped(
         f"unsure: what is decided errs in at most {chosen['max_error']:.3g} of cells, with "
         f"confidence {chosen['confidence']:.3g} for each cut; certified on rows that the models "
-        "of the folds, or this model, had not seen. Counted on judged rows, by cuts that were "
-        "chosen without them:",
+        "of the folds, or this model, had not seen. The tables above decide every cell by its "
+        "threshold; here judged rows are counted, by cuts that were chosen without them:",
         "",
     )
     lines += ["", f"{'attribute':<{room}}  absent<  present>=  unsure  wrong: present    absent"]
