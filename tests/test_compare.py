@@ -427,6 +427,8 @@ def test_the_command_prints_text_or_json(cli, folder):
     assert answer.code == 0, answer.err
     assert answer.out.startswith("60 pictures judged by both runs, 3 attributes")
     told = cli("compare", a, b, "--json").json
+    f1 = [f"{run['attributes']['red']['f1']:.3f}".removeprefix("0") for run in told["runs"]]
+    assert f"(first, this): red {f1[0]} {f1[1]}; striped " in " ".join(answer.out.split())
     assert told["reference"] == "a" and told["rows"] == 60
     assert [run["run"] for run in told["runs"]] == ["a", "b"]
     macro = told["differences"][0]

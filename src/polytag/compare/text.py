@@ -20,7 +20,8 @@ def text(comparison: Comparison) -> str:
     lines = [*_experiments(comparison), ""]
     for experiment in comparison.experiments[1:]:
         found = [d for d in comparison.differences if d.run == experiment.run]
-        lines += [*_against(comparison.experiments[0].run, experiment.run, found), ""]
+        lines += _against(comparison.experiments[0].run, experiment.run, found)
+        lines += [*_f1(comparison, experiment), ""]
     tests = len([d for d in comparison.differences if d.metric == "ap" and d.attribute])
     note = (
         "In brackets the 95 % interval of the difference; pictures of one group count as one. p is "
@@ -82,6 +83,18 @@ def _against(reference: str, run: str, found: Sequence[Difference]) -> list[str]
         name = _METRICS[d.metric] if d.attribute is None else f"AP {d.attribute}"
         lines.append(f"  {shortened(name):<{_NAME}} {_row(d)}".rstrip())
     return lines
+
+
+def _f1(comparison: Comparison, this: Experiment) -> list[str]:
+    """Return the F1 of each attribute in the first run and in this one."""
+    sides = (comparison.experiments[0], this)
+    pairs = (
+        "\xa0".join([printable(name), *(_number(side.attributes[name]["f1"]) for side in sides)])
+        for name in comparison.attributes
+    )
+    told = f"F1 at each run's own thresholds (first, this): {'; '.join(pairs)}"
+    lines = textwrap.wrap(told, 79, initial_indent="  ", subsequent_indent="    ")
+    return [line.replace("\xa0", " ") for line in lines]  # a name stays beside its numbers
 
 
 def _row(d: Difference) -> str:
