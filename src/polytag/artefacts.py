@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from polytag import plots, runs
 from polytag.config import DecisionsConfig, Recipe, to_toml
 from polytag.decide import Calibrated, Decided
-from polytag.files import write_text
+from polytag.files import write_json, write_text
 from polytag.images import content_hash
 from polytag.intervals import clopper_pearson
 from polytag.kept import read_run, write_choosing, write_judged, write_labels
@@ -74,7 +73,7 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 1),
     }
     write_text(run / "config.toml", to_toml(recipe))
-    write_text(run / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    write_json(run / "metrics.json", metrics)
     raw = 1 / (1 + np.exp(-trained.logits.astype(np.float64)))
     write_labels(run, table)
     write_judged(run, table, names, raw, calibrated, outcome.decided)
@@ -91,7 +90,9 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
 
 
-def told(decided: Decided, names: tuple[str, ...], config: DecisionsConfig) -> dict[str, Any]:
+def decision_fields(
+    decided: Decided, names: tuple[str, ...], config: DecisionsConfig
+) -> dict[str, Any]:
     """Return the fields of a model file that say how probabilities become decisions."""
     fields: dict[str, Any] = {"thresholds": tuple(each.value for each in decided.deployed)}
     fields |= {"cuts": None, "unsure": {}}
@@ -171,7 +172,7 @@ def _model_info(run: Path, outcome: Outcome) -> ModelInfo:
     changed = any(kind != "none" for kind in calibration.kinds)
     return ModelInfo(
         attributes=names,
-        **told(outcome.decided, names, given.recipe.decisions),
+        **decision_fields(outcome.decided, names, given.recipe.decisions),
         preprocess=outcome.trained.model.backbone.spec,
         left_out=given.left_out,
         verdicts={name: verdicts[name] for name in names if name in verdicts},

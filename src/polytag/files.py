@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import uuid
@@ -61,6 +62,19 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the folder itself may be what cannot be
             aside.unlink()
+
+
+def write_json(path: Path, tree: object) -> None:
+    """Write JSON for people and programs, whole or not at all.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(Path(folder) / "a.json", {"ü": None})
+        ...     (Path(folder) / "a.json").read_text(encoding="utf-8").split()
+        ['{', '"ü":', 'null', '}']
+    """
+    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
 def remove_remains(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -18,7 +17,7 @@ from polytag.backbone import Backbone, load_backbone
 from polytag.card import imported_card
 from polytag.config import HeadConfig, Recipe, load_recipe, to_toml
 from polytag.errors import ModelError, RecipeError
-from polytag.files import write_text
+from polytag.files import write_json, write_text
 from polytag.graph import write_classifier
 from polytag.heads import Linear
 from polytag.images import content_hash
@@ -123,8 +122,7 @@ def import_weights(
         source = f"`{path.name}`, sha256 {digest}"
         write_text(run / "README.md", imported_card(info, recipe, source, _NOTE))
         metrics["seconds"] = round(time.perf_counter() - start, 1)
-        text = json.dumps(metrics, indent=1, ensure_ascii=False)
-        write_text(run / "metrics.json", f"{text}\n")
+        write_json(run / "metrics.json", metrics)
         write_classifier(model, info, run / "model.onnx")
     finally:
         if not (run / "model.onnx").is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,7 @@ from polytag.model import Classifier
 from polytag.modelfile import ModelInfo
 from polytag.pictures import Rows
 from polytag.runs import Place
-
-if TYPE_CHECKING:
-    from polytag.splits import Given
+from polytag.splits import Given
 
 Floats = NDArray[np.float32]
 

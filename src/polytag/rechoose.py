@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -10,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from polytag import runs
-from polytag.artefacts import decisions_told, told
+from polytag.artefacts import decision_fields, decisions_told
 from polytag.config import DecisionsConfig, to_toml
 from polytag.decide import check_decisions, decide, judge
 from polytag.errors import RecipeError
-from polytag.files import write_text
+from polytag.files import write_json, write_text
 from polytag.graph import rewrite_info
 from polytag.kept import read_run, write_judged
 from polytag.names import safe_join
@@ -73,14 +72,14 @@ def choose_anew(run: str | os.PathLike[str], changes: Mapping[str, object]) -> r
     metrics = {**kept.metrics, **whole, "decisions": chosen}
     info = replace(
         predictor.info,
-        **told(decided, names, recipe.decisions),
+        **decision_fields(decided, names, recipe.decisions),
         recipe={**predictor.info.recipe, "decisions": recipe.decisions.model_dump(mode="json")},
         metrics={"macro": whole["macro"], "over": whole["over"]},
     )
     folder = kept.run
     write_judged(folder, kept.table, names, kept.raw, kept.calibrated, decided)
     write_text(folder / "config.toml", to_toml(recipe))
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / "metrics.json", metrics)
     images = Path(recipe.data.images)
     paths = [safe_join(images, name, name) for name in kept.table.images]
     if missing := sum(not path.is_file() for path in paths):

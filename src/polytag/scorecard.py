@@ -48,7 +48,6 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 _TAILS = ((1 - intervals.CONFIDENCE) / 2, (1 + intervals.CONFIDENCE) / 2)
-_BY_SPREAD = ("ap", "auc", "brier")  # the metrics of an attribute whose resamples give a deviation
 
 
 def evaluate_arrays(

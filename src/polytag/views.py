@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +14,14 @@ from polytag import plots
 from polytag.card import model_card
 from polytag.config import Recipe, to_toml
 from polytag.errors import ImageError
-from polytag.files import write_text
+from polytag.files import write_json, write_text
 from polytag.images import decode
 from polytag.kept import Kept
 from polytag.modelfile import ModelInfo
 from polytag.report import Duplicate, Material, Suspect, shown_numbers, write_report
+from polytag.report.shown import SUSPECTS
 from polytag.suspects import conflicting, eligible, rank_cells
 
-SUSPECTS = 24
 _SAMPLES = 12  # pictures in sample_predictions.png: what a screen shows at once
 
 
@@ -42,7 +41,7 @@ def write_views(kept: Kept, info: ModelInfo, paths: Sequence[Path]) -> dict[str,
     run = kept.run
     material = _material(kept, paths)
     metrics = {**kept.metrics, "report": shown_numbers(material)}
-    write_text(run / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    write_json(run / "metrics.json", metrics)
     write_report(run / "report.html", replace(material, metrics=metrics))
     write_text(run / "README.md", model_card(info, metrics, without_places(kept.recipe)))
     (run / "sample_predictions.png").unlink(missing_ok=True)  # of thresholds that are no more
@@ -65,7 +64,7 @@ def without_places(recipe: Recipe) -> Recipe:
             "data.labels": "",
             "data.images": "",
             "backbone.weights": Path(recipe.backbone.weights).name,
-            "split.given": Path(given).name if Path(given).suffix else given,
+            "split.given": Path(given).name if given.endswith(".csv") else given,
         }
     )
 

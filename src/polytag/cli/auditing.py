@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from polytag.cli.common import PATH, cli, data_options, json_option, read_labels
-from polytag.cli.judging import if_in_table
+from polytag.cli.common import PATH, cli, data_options, if_in_table, json_option, read_labels
 
 
 @cli.command()

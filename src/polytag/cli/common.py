@@ -106,6 +106,21 @@ def read_labels(options: dict[str, Any], extra: Sequence[str] = ()) -> LabelTabl
     )
 
 
+def if_in_table(column: str | None, options: dict[str, Any]) -> str | None:
+    """Return a column's name if the label table of a command has it, and None if not.
+
+    A column of numbers must be named before the table is read, lest it be taken for labels.
+    """
+    from polytag.readers import read_raw
+    from polytag.readers.tokens import Vocabulary, token_table
+
+    if not column or column in words(options["ignore"]):
+        return None
+    vocabulary = Vocabulary(token_table(options["values"] or None), options["image_column"] or None)
+    names = read_raw(str(options["labels"]), vocabulary).columns or ()
+    return column if column in map(str.strip, names) else None
+
+
 def words(given: str | Sequence[str]) -> list[str]:
     """Return the names in ``a,b``, or in several such texts."""
     texts = [given] if isinstance(given, str) else given

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from polytag.cli.common import PATH, cli, data_options, json_option, read_labels, words
+from polytag.cli.common import PATH, cli, data_options, if_in_table, json_option, read_labels
 from polytag.cli.using import parse_thresholds
 
 if TYPE_CHECKING:
@@ -71,21 +71,6 @@ def evaluate(run: Path, **options: Any) -> None:
             click.echo(str(passage))
     if not all(passage.passed for passage in passages):
         sys.exit(1)
-
-
-def if_in_table(column: str | None, options: dict[str, Any]) -> str | None:
-    """Return a column's name if the label table of a command has it, and None if not.
-
-    A column of numbers must be named before the table is read, lest it be taken for labels.
-    """
-    from polytag.readers import read_raw
-    from polytag.readers.tokens import Vocabulary, token_table
-
-    if not column or column in words(options["ignore"]):
-        return None
-    vocabulary = Vocabulary(token_table(options["values"] or None), options["image_column"] or None)
-    names = read_raw(str(options["labels"]), vocabulary).columns or ()
-    return column if column in map(str.strip, names) else None
 
 
 def _told(judged: Judged) -> str:
