@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polytag.backbone import Backbone, find_taps, import_timm, load_backbone, resolve_device
+from polytag.backbone import Backbone, find_taps, import_timm, load_backbone
 from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig
 from polytag.errors import ModelError, RecipeError
 from polytag.graph import export_backbone
@@ -406,24 +406,6 @@ def test_a_real_architecture_at_a_small_size_exports_and_gives_torchs_features(n
         images = pixels(count=count)
         (found,) = session.run(["embedding"], {"images": images.numpy()})
         np.testing.assert_allclose(found, values(backbone, images), atol=1e-4)
-
-
-# -------------------------------------------------------------------------------------- devices
-
-
-def test_the_processor_is_always_there():
-    assert resolve_device("cpu") == "cpu"
-
-
-def test_auto_takes_an_accelerator_if_there_is_one():
-    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-    assert (resolve_device("auto") != "cpu") == accelerated
-
-
-@pytest.mark.parametrize("device", ["tpu", "", "cuda:x", "gpu", "cuda:99"])
-def test_a_device_that_is_not_here_is_refused_with_those_that_are(device):
-    with pytest.raises(RecipeError, match=r"device: no such device here; got .*expected auto, cpu"):
-        resolve_device(device)
 
 
 def test_a_backbone_that_does_not_name_its_blocks_is_trained_whole_or_not_at_all(monkeypatch):

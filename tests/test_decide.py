@@ -77,7 +77,7 @@ def made(
         choosing=choosing,
         deployed=deployed,
         history=History(("a", "b", "c")),
-        model=None,  # type: ignore[arg-type]  # decisions look at no network
+        save=lambda path, names: None,
         write=lambda info, path: None,
         facts={},
         judged_on="",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polytag.backbone import Backbone, load_backbone
+from polytag.backbone import Backbone
 from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig
 from polytag.errors import RecipeError
 from polytag.features import (
@@ -27,6 +27,7 @@ from polytag.features import (
     onnx_engine,
     torch_engine,
 )
+from polytag.frozen import FrozenBackbone, freeze_backbone
 from polytag.images import content_hash, decode
 from polytag.looks import look
 from polytag.preprocess import preprocess
@@ -34,8 +35,8 @@ from polytag.preprocess import preprocess
 TOLERANCE = 1e-4  # between engines; features here are at most 3
 
 
-def load(name: str = "test_resnet", seed: int = 42, **preprocess: object) -> Backbone:
-    return load_backbone(
+def freeze(name: str = "test_resnet", seed: int = 42, **preprocess: object) -> FrozenBackbone:
+    return freeze_backbone(
         BackboneConfig(name=name, weights="none"),
         PreprocessConfig(**{"size": 32, "resize": "squash"} | preprocess),
         FeaturesConfig(),
@@ -44,16 +45,14 @@ def load(name: str = "test_resnet", seed: int = 42, **preprocess: object) -> Bac
 
 
 @pytest.fixture(scope="module")
-def backbone(cache) -> Backbone:
-    backbone = load()
-    make_extractor(backbone, FeaturesConfig(), "cpu")  # exports it to the shared cache
-    return backbone
+def frozen(cache) -> FrozenBackbone:
+    return freeze()  # exports it to the shared cache
 
 
 @pytest.fixture
-def own_cache(backbone, cache, tmp_path, monkeypatch) -> Path:
+def own_cache(frozen, cache, tmp_path, monkeypatch) -> Path:
     """A cache of the test's own, in which the backbone is exported already."""
-    shutil.copytree(cache / "graphs", tmp_path / "cache" / "graphs")
+    shutil.copytree(cache / "backbones", tmp_path / "cache" / "backbones")
     monkeypatch.setenv("POLYTAG_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -77,8 +76,8 @@ class Counted:
 
 
 @pytest.fixture
-def counted(backbone, own_cache) -> Counted:
-    return Counted(make_extractor(backbone, FeaturesConfig(), "cpu"))
+def counted(frozen, own_cache) -> Counted:
+    return Counted(make_extractor(frozen, FeaturesConfig(), "cpu"))
 
 
 @pytest.fixture
@@ -98,13 +97,11 @@ def shards(cache: Path) -> list[Path]:
 # --------------------------------------------------------------------------------- what comes out
 
 
-def test_features_are_the_engines_for_each_picture_and_its_mirror_image(
-    counted, pictures, backbone
-):
+def test_features_are_the_engines_for_each_picture_and_its_mirror_image(counted, pictures, frozen):
     features, hashes, errors, looks = extract(pictures, counted.of)
-    images = np.stack([preprocess(decode(path), backbone.spec) for path in pictures])
-    engine = onnx_engine(counted.of.graph)
-    assert features.shape == (10, 2, backbone.width) and features.dtype == np.float32
+    images = np.stack([preprocess(decode(path), frozen.spec) for path in pictures])
+    engine = onnx_engine(frozen.graph)
+    assert features.shape == (10, 2, frozen.width) and features.dtype == np.float32
     np.testing.assert_allclose(features[:, 0], engine(images), atol=1e-6)
     mirrored = np.ascontiguousarray(images[:, :, ::-1])
     np.testing.assert_allclose(features[:, 1], engine(mirrored), atol=1e-6)
@@ -126,9 +123,9 @@ def test_the_flipped_view_is_the_plain_view_of_the_mirrored_picture(counted, pic
     assert np.abs(features[:, 0] - features[:, 1]).max() > 1e-3
 
 
-def test_without_flip_there_is_one_view(backbone, own_cache, pictures):
-    one = make_extractor(backbone, FeaturesConfig(flip=False), "cpu")
-    two = make_extractor(backbone, FeaturesConfig(flip=True), "cpu")
+def test_without_flip_there_is_one_view(frozen, own_cache, pictures):
+    one = make_extractor(frozen, FeaturesConfig(flip=False), "cpu")
+    two = make_extractor(frozen, FeaturesConfig(flip=True), "cpu")
     features = extract(pictures, one)[0]
     assert features.shape[:2] == (10, 1)
     assert np.array_equal(features[:, 0], extract(pictures, two)[0][:, 0])
@@ -136,20 +133,20 @@ def test_without_flip_there_is_one_view(backbone, own_cache, pictures):
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_torch_and_onnxruntime_agree(name, pictures):
-    backbone = load(name)
+    frozen = freeze(name)
     images = np.stack([decode(path) for path in pictures])
-    by_onnx = make_extractor(backbone, FeaturesConfig(engine="onnxruntime"), "cpu").load()(images)
-    by_torch = make_extractor(backbone, FeaturesConfig(engine="torch"), "cpu").load()(images)
+    by_onnx = make_extractor(frozen, FeaturesConfig(engine="onnxruntime"), "cpu").load()(images)
+    by_torch = make_extractor(frozen, FeaturesConfig(engine="torch"), "cpu").load()(images)
     assert by_torch.dtype == by_onnx.dtype == np.float32
     np.testing.assert_allclose(by_torch, by_onnx, atol=TOLERANCE)
-    assert np.array_equal(by_torch, torch_engine(backbone, "cpu")(images))
+    assert np.array_equal(by_torch, torch_engine(frozen.module(), "cpu")(images))
 
 
-def test_the_batch_size_changes_no_feature(backbone, own_cache, pictures):
+def test_the_batch_size_changes_no_feature(frozen, own_cache, pictures):
     features = []
     for batch in (1, 3, 32):
         shutil.rmtree(own_cache / "features", ignore_errors=True)
-        extractor = make_extractor(backbone, FeaturesConfig(batch=batch), "cpu")
+        extractor = make_extractor(frozen, FeaturesConfig(batch=batch), "cpu")
         features.append(extract(pictures, extractor)[0])
     np.testing.assert_allclose(features[0], features[2], atol=1e-6)
     np.testing.assert_allclose(features[1], features[2], atol=1e-6)
@@ -272,13 +269,13 @@ def quick_export(monkeypatch, tmp_path) -> None:
 def key(features: FeaturesConfig | None = None, **options: object) -> str:
     seed, name = options.pop("seed", 42), options.pop("name", "test_resnet")
     features = features or FeaturesConfig()
-    backbone = load_backbone(
+    frozen = freeze_backbone(
         BackboneConfig(name=name, weights="none"),
         PreprocessConfig(**{"size": 32} | options),
         features,
         seed,
     )
-    return make_extractor(backbone, features, "cpu").key
+    return make_extractor(frozen, features, "cpu").key
 
 
 @pytest.mark.usefixtures("quick_export")
@@ -292,6 +289,8 @@ def test_whatever_changes_features_changes_the_key():
         key(resize="squash"),
         key(crop_fraction=0.8),
         key(interpolation="lanczos"),
+        key(mean=(0.1, 0.2, 0.3)),
+        key(std=(0.1, 0.2, 0.3)),
         key(FeaturesConfig(flip=False)),
         key(FeaturesConfig(layers="last")),
         key(FeaturesConfig(engine="torch")),
@@ -300,32 +299,15 @@ def test_whatever_changes_features_changes_the_key():
 
 
 @pytest.mark.usefixtures("quick_export")
-def test_a_normalisation_of_its_own_changes_the_key():
-    first, second = load(), load()
-    second.mean += 1
-    keys = [make_extractor(b, FeaturesConfig(), "cpu").key for b in (first, second)]
-    assert keys[0] != keys[1]
-
-
-@pytest.mark.usefixtures("quick_export")
 def test_what_changes_no_feature_changes_no_key():
     assert key() == key() == key(FeaturesConfig(batch=7))
     assert key(FeaturesConfig(engine="auto")) == key(FeaturesConfig(engine="onnxruntime"))
 
 
-def test_a_backbone_is_exported_once(own_cache, monkeypatch, backbone):
-    def refuse(*_: object) -> None:
-        raise AssertionError("exported again")
-
-    monkeypatch.setattr("polytag.graph.export_backbone", refuse)
-    before = make_extractor(load(), FeaturesConfig(), "cpu")  # the same weights, built anew
-    assert before.graph.parent == own_cache / "graphs"
-
-
 @pytest.mark.usefixtures("quick_export")
-def test_onnxruntime_is_refused_on_another_device_before_anything_is_computed(backbone):
+def test_onnxruntime_is_refused_on_another_device_before_anything_is_computed(frozen):
     with pytest.raises(RecipeError, match=r"features\.engine.*device cuda.*--device cpu"):
-        make_extractor(backbone, FeaturesConfig(engine="onnxruntime"), "cuda")
+        make_extractor(frozen, FeaturesConfig(engine="onnxruntime"), "cuda")
 
 
 # ---------------------------------------------------------------------------- what a cache survives
@@ -370,7 +352,7 @@ def test_a_process_killed_in_the_middle_of_writing_leaves_a_cache_that_reads(
     assert np.isfinite(after).all() and np.ptp(after[4:], axis=0).max() > 0
 
 
-def test_two_processes_can_fill_one_cache_at_once(counted, pictures, own_cache, tmp_path, backbone):
+def test_two_processes_can_fill_one_cache_at_once(counted, pictures, own_cache, tmp_path, frozen):
     program = (
         "import sys, time, pathlib, numpy as np\n"
         "from polytag.features import Extractor, extract, onnx_engine\n"
@@ -378,14 +360,14 @@ def test_two_processes_can_fill_one_cache_at_once(counted, pictures, own_cache, 
         "start, graph, key, out, *paths = sys.argv[1:]\n"
         "graph = pathlib.Path(graph)\n"
         "spec = PreprocessSpec(32, 'squash', 'bilinear', 0.95)\n"
-        "made = Extractor(graph, 'onnxruntime', spec, True, key, lambda: onnx_engine(graph), 2)\n"
+        "made = Extractor('onnxruntime', spec, True, key, lambda: onnx_engine(graph), 2)\n"
         "while not pathlib.Path(start).exists(): time.sleep(0.001)\n"
         "for end in range(1, len(paths) + 1):\n"  # a shard each time
         "    features = extract([pathlib.Path(p) for p in paths[:end]], made)[0]\n"
         "np.save(out, features)\n"
     )
-    assert (backbone.spec.interpolation, backbone.spec.crop_fraction) == ("bilinear", 0.95)
-    words = [str(tmp_path / "start"), str(counted.of.graph), counted.of.key]
+    assert (frozen.spec.interpolation, frozen.spec.crop_fraction) == ("bilinear", 0.95)
+    words = [str(tmp_path / "start"), str(frozen.graph), counted.of.key]
     outs = [tmp_path / f"out{i}.npy" for i in range(2)]
     processes = [
         subprocess.Popen([sys.executable, "-c", program, *words, str(out), *map(str, pictures)])

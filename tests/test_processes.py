@@ -27,7 +27,8 @@ from tests.two_processes import HARD, STEPS, WHOLE, begin, read
 from polytag.config import SamplerConfig, to_toml
 from polytag.feed import ORDER, derived
 from polytag.history import validate
-from polytag.processes import from_main, is_main, share
+from polytag.processes import share
+from polytag.ranks import from_main, is_main
 from polytag.samplers import epoch_order
 
 from .conftest import World, draw_world

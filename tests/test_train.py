@@ -489,7 +489,7 @@ def no_training(monkeypatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a mistake was found only after work had begun")
 
-    monkeypatch.setattr("polytag.train.load_backbone", refuse)
+    monkeypatch.setattr("polytag.train.freeze_backbone", refuse)
 
 
 def copied(world: World, folder: Path, names: list[str]) -> Path:

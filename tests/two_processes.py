@@ -22,15 +22,8 @@ from polytag import cli, train
 from polytag.errors import UserError
 from polytag.feed import Pictures
 from polytag.loop import Loop
-from polytag.processes import (
-    from_main,
-    gathered,
-    is_main,
-    make_accelerator,
-    merged,
-    share,
-    share_statistics,
-)
+from polytag.processes import gathered, make_accelerator, merged, share, share_statistics
+from polytag.ranks import from_main, is_main
 from polytag.trainable import copied
 
 from .tiny import before_each_step, recorded_gradients, still, tiny_loop, tiny_recipe

@@ -79,7 +79,7 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
     write_judged(run, table, names, raw, calibrated, outcome.decided)
     write_choosing(run, table, names, calibrated)
     plots.loss_curve(trained.history, recipe.title, run / "loss_curve.png")
-    trained.model.save(run / "weights.safetensors", info.attributes)
+    trained.save(run / "weights.safetensors", info.attributes)
     metrics = write_views(read_run(run), info, given.rows.paths)
     trained.write(info, run / "model.onnx")
     return metrics
@@ -173,7 +173,7 @@ def _model_info(run: Path, outcome: Outcome) -> ModelInfo:
     return ModelInfo(
         attributes=names,
         **decision_fields(outcome.decided, names, given.recipe.decisions),
-        preprocess=outcome.trained.model.backbone.spec,
+        preprocess=given.frozen.spec,
         left_out=given.left_out,
         verdicts={name: verdicts[name] for name in names if name in verdicts},
         counts={name: dict(zip(kinds, row, strict=True)) for name, row in counts},
@@ -182,7 +182,7 @@ def _model_info(run: Path, outcome: Outcome) -> ModelInfo:
         metrics={"macro": whole["macro"], "over": whole["over"]},
         calibration=calibration.to_dict() if changed else None,
         versions=versions(),
-        weights_licence=outcome.trained.model.backbone.licence,
+        weights_licence=given.frozen.licence,
     )
 
 

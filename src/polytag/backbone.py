@@ -219,32 +219,6 @@ def load_backbone(
         raise _refused_size(name, preprocess.size, error) from None
 
 
-def resolve_device(device: str) -> str:
-    """Return the torch device to use; ``auto``: a GPU if there is one.
-
-    Raises:
-        RecipeError: There is no such device here.
-
-    Example:
-        >>> resolve_device("cpu")
-        'cpu'
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if device == "auto":
-        return "cuda" if cuda else "mps" if mps else "cpu"
-    kind = device.partition(":")[0]
-    here = ["cpu", *(["cuda"] if cuda else []), *(["mps"] if mps else [])]
-    try:
-        torch.device(device)
-        if kind in here:
-            return device
-    except RuntimeError:
-        pass
-    raise RecipeError(
-        "no such device here", where="device", got=repr(device), expected=f"auto, {', '.join(here)}"
-    )
-
-
 def find_taps(network: nn.Module) -> dict[str, Any] | None:
     """Return arguments for timm's ``forward_intermediates``; None where a model has none."""
     offer = getattr(network, "forward_intermediates", None)

@@ -12,22 +12,20 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from polytag.errors import ModelError, UserError
 from polytag.files import written_aside
+
+if TYPE_CHECKING:  # whether there is a checkpoint is asked without loading torch
+    from torch import Tensor
 
 log = logging.getLogger("polytag")
 NAME = "checkpoint.safetensors"
 FORMAT = 1
 _KEY = "polytag"
 
-States = dict[str, dict[str, Tensor]]
+States = dict[str, dict[str, "Tensor"]]
 
 
 def write_checkpoint(
@@ -44,6 +42,9 @@ def write_checkpoint(
         facts: Everything else, as JSON can hold it; NaN and infinities too.
         made_of: Fingerprints of what has to be the same when training goes on.
     """
+    import torch
+    from safetensors.torch import save
+
     about = {"format": FORMAT, "made_of": dict(made_of), "threads": torch.get_num_threads()}
     header = {_KEY: json.dumps({**facts, **about})}
     tensors = {
@@ -62,6 +63,9 @@ def read_checkpoint(folder: Path, made_of: Mapping[str, str]) -> tuple[States, d
         ModelError: There is none, it cannot be read, or another polytag wrote it.
         UserError: It was made of something else than ``made_of``.
     """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
     path = folder / NAME
     states: States = {}
     try:

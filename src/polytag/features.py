@@ -8,15 +8,12 @@ after a kill there is nothing half-written to read. New pictures make new shards
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,12 +24,13 @@ from polytag.config import FeaturesConfig
 from polytag.engine import open_session
 from polytag.errors import RecipeError, UserError
 from polytag.files import cache_folder, written_aside
+from polytag.frozen import FORMAT, FrozenBackbone, digest
 from polytag.images import content_hash, decode
 from polytag.looks import SIDE, look
 from polytag.pictures import Rows, rows_without
 from polytag.pipeline import batches, stream
 from polytag.preprocess import PreprocessSpec, preprocess
-from polytag.progress import progress, waiting
+from polytag.progress import progress
 from polytag.table import LabelTable
 
 if TYPE_CHECKING:
@@ -43,8 +41,6 @@ Floats = NDArray[np.float32]
 Looks = NDArray[np.uint8]
 Engine = Callable[[NDArray[np.uint8]], Floats]
 
-# Of shards and keys: raised when either changes, so that no old row is read as a new one.
-FORMAT = 4
 _FIELDS = ("hash", "check", "look", "features")
 _SHARD_ROWS = 1024  # what a kill can lose: some 15 s of work
 
@@ -54,7 +50,6 @@ class Extractor:
     """Everything that decides a picture's features.
 
     Attributes:
-        graph: The backbone's ONNX file.
         engine: ``onnxruntime`` or ``torch``.
         spec: Preprocessing.
         flip: Whether the mirrored picture is a second view.
@@ -63,7 +58,6 @@ class Extractor:
         batch: Pictures at a time.
     """
 
-    graph: Path
     engine: str
     spec: PreprocessSpec
     flip: bool
@@ -72,16 +66,16 @@ class Extractor:
     batch: int = 32
 
 
-def make_extractor(backbone: Backbone, config: FeaturesConfig, device: str) -> Extractor:
-    """Decide how features are computed, and export the backbone's graph if it is not kept yet.
+def make_extractor(frozen: FrozenBackbone, config: FeaturesConfig, device: str) -> Extractor:
+    """Decide how features are computed.
 
     Args:
-        backbone: The frozen network.
+        frozen: The network.
         config: Engine, views and batch size.
         device: A torch device.
 
     Raises:
-        RecipeError: onnxruntime was asked for on another device than the CPU.
+        RecipeError: An engine of the CPU was asked for on another device.
     """
     engine = config.engine
     if engine == "auto":
@@ -93,20 +87,20 @@ def make_extractor(backbone: Backbone, config: FeaturesConfig, device: str) -> E
             got=f"device {device}",
             fix="--set features.engine=torch, or --device cpu",
         )
-    graph = backbone_graph(backbone)
 
     def load() -> Engine:
-        return onnx_engine(graph) if engine == "onnxruntime" else torch_engine(backbone, device)
+        if engine == "onnxruntime":
+            return onnx_engine(frozen.graph)
+        return torch_engine(frozen.module(), device)
 
-    # The file's content stands for the network, its weights, its normalisation and its layers.
     parts = {
         "format": FORMAT,
-        "graph": content_hash(graph),
+        "graph": frozen.graph_hash,
         "engine": [engine, device.partition(":")[0]],
-        "spec": backbone.spec.to_dict(),
+        "spec": frozen.spec.to_dict(),
         "flip": config.flip,
     }
-    return Extractor(graph, engine, backbone.spec, config.flip, _digest(parts), load, config.batch)
+    return Extractor(engine, frozen.spec, config.flip, digest(parts), load, config.batch)
 
 
 def rows_with_features(
@@ -306,27 +300,6 @@ def _warn_of(shard: object, reason: object) -> None:
     log.warning("a damaged shard of the feature cache is left out: %s (%s)", shard, reason)
 
 
-def backbone_graph(backbone: Backbone) -> Path:
-    """Return the backbone's ONNX file, exporting it if this backbone is new here."""
-    import torch
-
-    from polytag.graph import export_backbone
-
-    parts = {
-        "format": FORMAT,
-        "weights": backbone.fingerprint(),
-        "name": backbone.name,
-        "taps": backbone.taps,
-        "size": backbone.spec.size,
-        "made by": [torch.__version__, version("timm")],
-    }
-    path = cache_folder() / "graphs" / f"{_digest(parts)}.onnx"
-    if not path.is_file():
-        with waiting("exporting the backbone to ONNX: once, about 10 s"):
-            export_backbone(backbone, path)
-    return path
-
-
 def onnx_engine(graph: Path) -> Engine:
     """Return an engine that runs the backbone's graph in onnxruntime on the CPU."""
     session = open_session(graph)
@@ -350,7 +323,3 @@ def torch_engine(backbone: Backbone, device: str) -> Engine:
         return features
 
     return run
-
-
-def _digest(parts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polytag.backbone import Backbone
 from polytag.config import Recipe
 from polytag.features import Extractor
+from polytag.frozen import FrozenBackbone
 from polytag.history import History
-from polytag.model import Classifier
 from polytag.modelfile import ModelInfo
 from polytag.pictures import Rows
 from polytag.runs import Place
@@ -29,7 +28,7 @@ class Prepared:
 
     Attributes:
         recipe: As resolved.
-        backbone: The network.
+        frozen: The network.
         extractor: How features are computed.
         rows: N usable rows.
         features: float32 (N, V, D) of the frozen backbone.
@@ -45,7 +44,7 @@ class Prepared:
     """
 
     recipe: Recipe
-    backbone: Backbone
+    frozen: FrozenBackbone
     extractor: Extractor
     rows: Rows
     features: Floats
@@ -99,7 +98,7 @@ class Trained:
         choosing: One for each model that judged rows come from; together they judge them all.
         deployed: What the kept model's are chosen by; None: no row is left to choose by.
         history: Of the training.
-        model: The network that is kept, in torch.
+        save: Writes ``weights.safetensors`` with the names of the attributes.
         write: Writes ``model.onnx`` with what it is to say about itself.
         facts: For metrics.json.
         judged_on: What the judged rows are, in words; empty: there are none.
@@ -112,7 +111,7 @@ class Trained:
     choosing: Sequence[Choosing]
     deployed: Choosing | None
     history: History
-    model: Classifier
+    save: Callable[[Path, Sequence[str]], None]
     write: Callable[[ModelInfo, Path], None]
     facts: Mapping[str, Any]
     judged_on: str

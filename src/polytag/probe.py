@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from polytag.config import HeadConfig, ProbeConfig
+from polytag.config import ProbeConfig
+from polytag.frozen import save_with_head
 from polytag.graph import write_model
-from polytag.heads import Linear
 from polytag.history import History
-from polytag.logistic import PathSolver, moments
+from polytag.logistic import PathSolver
 from polytag.method import Choosing, Prepared, Trained
-from polytag.model import Classifier
 from polytag.modelfile import LinearHead
 from polytag.pipeline import default_threads
 from polytag.progress import progress
@@ -168,12 +167,7 @@ def train(given: Prepared) -> Trained:
     for fold, inner in enumerate(probe.inner if parts is None else ()):
         others = np.where(folds == fold, -1, folds)
         choosing.append(Choosing(inner, others, folds == fold))
-    names = given.names
-    width = given.backbone.width
-    head = Linear(HeadConfig(), width, len(names))
-    head.set_probe(probe.head.weight, probe.head.bias, *moments(np.zeros((1, width), np.float32)))
-    graph = given.extractor.graph
-    history = History(names, list(probe.losses))
+    history = History(given.names, list(probe.losses))
     history.rates = [np.nan] * len(probe.losses)
     history.stages = ["probe"] * len(probe.losses)
     grid = recipe.probe.l2_grid
@@ -186,8 +180,8 @@ def train(given: Prepared) -> Trained:
         choosing=choosing,
         deployed=deployed,
         history=history,
-        model=Classifier(given.backbone.cpu(), head),
-        write=lambda info, path: write_model(graph, probe.head, info, path),
+        save=lambda path, names: save_with_head(given.frozen, probe.head, names, path),
+        write=lambda info, path: write_model(given.frozen.graph, probe.head, info, path),
         facts={
             "folds": count,
             "l2": probe.l2,

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from polytag.config import Recipe
 from polytag.errors import RecipeError
-
-T = TypeVar("T")
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -100,25 +94,3 @@ def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
     means = accelerator.reduce(flat, "mean").split([buffer.numel() for buffer in buffers])
     for buffer, mean in zip(buffers, means, strict=True):
         buffer.copy_(mean.view_as(buffer))
-
-
-def from_main(make: Callable[[], T]) -> T:
-    """Return what the main process makes; the others make nothing and wait for it.
-
-    Every process calls it, after `make_accelerator`. If the main process fails, torchrun ends the
-    others.
-
-    Example:
-        >>> from_main(lambda: "runs/finetune-1")
-        'runs/finetune-1'
-    """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return make()
-    made: list[T | None] = [make() if is_main() else None]
-    broadcast_object_list(made)
-    return made[0]  # type: ignore[return-value]
-
-
-def is_main() -> bool:
-    """Say whether this process is the one that writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"

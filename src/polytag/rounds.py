@@ -19,7 +19,8 @@ from polytag.finetune import PARTS, Task, Tuned, finetune, split_parts
 from polytag.graph import write_classifier
 from polytag.history import History
 from polytag.method import Choosing, Prepared, Trained
-from polytag.processes import from_main, is_main, make_accelerator
+from polytag.processes import make_accelerator
+from polytag.ranks import from_main, is_main
 from polytag.splits import stratified_folds
 
 Floats = NDArray[np.float32]
@@ -80,7 +81,7 @@ def train(given: Prepared) -> Trained:
         choosing=[each for each in chosen if each and each.judges.any()],
         deployed=deployed,
         history=kept.history,
-        model=kept.model,
+        save=kept.model.save,
         write=lambda info, path: write_classifier(kept.model, info, path),
         **_told(recipe, kept.history, parts, len(plans) - 1, notes),
     )
@@ -122,7 +123,7 @@ def _tune(given: Prepared, parts: Words, folder: Path) -> Tuned:
     from_main(lambda: folder.mkdir(exist_ok=True))
     return finetune(
         given.recipe,
-        copy.deepcopy(given.backbone),
+        copy.deepcopy(given.frozen.module()),
         task,
         folder=folder,
         pictures_hash=hashlib.sha256("".join(given.rows.hashes).encode()).hexdigest(),

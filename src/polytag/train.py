@@ -13,27 +13,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polytag import finetune, probe, rounds, runs
+from polytag import probe, runs
 from polytag.artefacts import Outcome, write_run
-from polytag.backbone import Backbone, load_backbone, resolve_device
 from polytag.checkpoint import has_checkpoint, interrupted, remove_checkpoints
 from polytag.config import Recipe, load_recipe
 from polytag.decide import calibrate, check_decisions, decide, judge
+from polytag.devices import resolve_device
 from polytag.errors import ModelError, RecipeError, UserError
 from polytag.features import Extractor, make_extractor, rows_with_features
 from polytag.files import remove_remains
+from polytag.frozen import FrozenBackbone, freeze_backbone
 from polytag.learnability import judge_learnability
-from polytag.method import Prepared
+from polytag.method import Prepared, Trained
 from polytag.parting import given_split, group_rows
 from polytag.pictures import MAX_SKIPPED, locate, refuse_too_many, skipped_rows
-from polytag.processes import from_main
 from polytag.progress import waiting
+from polytag.ranks import from_main, world
 from polytag.results import with_verdicts
 from polytag.table import LabelTable, read_table
-from polytag.trainable import frozen_depth
 
 log = logging.getLogger("polytag")
-METHODS = {"probe": probe.train, "finetune": rounds.train}
 
 
 def fit(
@@ -161,8 +160,7 @@ def _fit(
     verdicts = _verdicts(given.rows.table, given.features[:, 0], groups)
 
     # 5. The method trains, and predicts rows that chose nothing.
-    trained = METHODS[recipe.method](given)
-    trained = trained.without(given.leaked)
+    trained = METHODS[recipe.method](given).without(given.leaked)
 
     # 6. Calibration and thresholds, for every judged row chosen without it; then the numbers.
     calibrated = calibrate(trained, values, recipe.decisions)
@@ -193,9 +191,9 @@ def _prepare(
     _trainable(table)
     if not resuming:
         runs.check_run_name(place.runs, place.name)
-    backbone = _load(chosen)
-    extractor = make_extractor(backbone, chosen.features, chosen.device)
-    recipe = _resolved(chosen, backbone, extractor, table, images)
+    frozen = _freeze(chosen)
+    extractor = make_extractor(frozen, chosen.features, chosen.device)
+    recipe = _resolved(chosen, frozen, extractor, table, images)
 
     # 2. Every picture is decoded once, to features. What cannot be is skipped; too much stops.
     rows, features = rows_with_features(table, *located, extractor)
@@ -210,7 +208,7 @@ def _prepare(
     given, leaked = given_split(rows.table, recipe.split.given, groups)
     return Prepared(
         recipe=recipe,
-        backbone=backbone,
+        frozen=frozen,
         extractor=extractor,
         rows=rows,
         features=features,
@@ -226,18 +224,32 @@ def _prepare(
     )
 
 
-def _load(recipe: Recipe) -> Backbone:
+def _fine_tune(given: Prepared) -> Trained:
+    from polytag import rounds  # loads torch, which a probe can do without
+
+    return rounds.train(given)
+
+
+METHODS = {"probe": probe.train, "finetune": _fine_tune}
+
+
+def _freeze(recipe: Recipe) -> FrozenBackbone:
     """Return the backbone, if it has as many blocks as are to be frozen."""
-    backbone = load_backbone(recipe.backbone, recipe.preprocess, recipe.features, recipe.seed)
-    for stage in recipe.stages if recipe.method == "finetune" else ():
-        frozen_depth(backbone, stage.frozen)
-    return backbone
+    frozen = freeze_backbone(recipe.backbone, recipe.preprocess, recipe.features, recipe.seed)
+    if recipe.method == "finetune":
+        from polytag.trainable import frozen_depth
+
+        for stage in recipe.stages:
+            frozen_depth(frozen.module(), stage.frozen)
+    return frozen
 
 
 def _check(recipe: Recipe) -> None:
     """Refuse fields that do not go together, and names that nothing has."""
     check_decisions(recipe.decisions)
     if recipe.method == "finetune":
+        from polytag import finetune
+
         finetune.check(recipe)
         return
     if recipe.split.holdout or recipe.split.choose:
@@ -246,7 +258,7 @@ def _check(recipe: Recipe) -> None:
             where="split.holdout" if recipe.split.holdout else "split.choose",
             fix="leave it out, or take a recipe that fine-tunes",
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world() > 1:
         raise RecipeError("a probe is fitted in one process", fix="start it without torchrun")
 
 
@@ -301,7 +313,7 @@ def _trainable(table: LabelTable) -> tuple[list[int], dict[str, str]]:
 
 def _resolved(
     recipe: Recipe,
-    backbone: Backbone,
+    frozen: FrozenBackbone,
     extractor: Extractor,
     table: LabelTable,
     images: Path,
@@ -310,7 +322,7 @@ def _resolved(
 
     ``probe.l2`` stays as it is: it is chosen by the data, anew in every fold.
     """
-    spec, weights, given = backbone.spec, recipe.backbone.weights, recipe.split.given
+    spec, weights, given = frozen.spec, recipe.backbone.weights, recipe.split.given
     return recipe.replace(
         {
             "backbone.weights": str(Path(weights).absolute()) if Path(weights).suffix else weights,
@@ -318,8 +330,8 @@ def _resolved(
             "preprocess.size": spec.size,
             "preprocess.crop_fraction": spec.crop_fraction,
             "preprocess.interpolation": spec.interpolation,
-            "preprocess.mean": backbone.mean_std[0],
-            "preprocess.std": backbone.mean_std[1],
+            "preprocess.mean": frozen.mean_std[0],
+            "preprocess.std": frozen.mean_std[1],
             "split.given": str(Path(given).absolute()) if given.endswith(".csv") else given,
             "data.labels": str(Path(table.source).absolute()) if table.source else "",
             "data.images": str(images.absolute()),

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import torch
-from torch import Tensor, nn
-
 from polytag.errors import ModelError, did_you_mean
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # where the embedded weights are is asked without loading torch
     from collections.abc import Callable
+
+    from torch import Tensor, nn
 
 # timm name -> package whose files hold its weights. All Apache-2.0.
 EMBEDDED = {
@@ -77,6 +76,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: The file is missing, cannot be read, or holds no tensors.
     """
+    import torch
+
     if not path.is_file():
         fix = "" if path.suffix else did_you_mean(str(path), ("embedded", "hub", "none"))
         raise ModelError("no such weights file", where=str(path), fix=fix)
@@ -100,7 +101,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping):
         raise ModelError("no weights in this file", where=str(path), got=type(content).__name__)
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise ModelError("no weights in this file", where=str(path), got=f"{len(content)} entries")
     own = "backbone.network."  # of a run's weights.safetensors, beside its head

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from polytag.backbone import load_backbone, resolve_device
 from polytag.calibration import cross_fitted
 from polytag.config import Recipe, load_recipe
+from polytag.devices import resolve_device
 from polytag.errors import TableError, UserError, did_you_mean
 from polytag.features import make_extractor, rows_with_features
+from polytag.frozen import freeze_backbone
 from polytag.groups import by_column, identical, joined
 from polytag.images import decode
 from polytag.kept import Kept, read_run
@@ -147,8 +148,8 @@ def gather(
         own = kept.recipe.split.group_by
         group_by = group_by or (own if own in table.extra else None)
     recipe = _here(load_recipe("probe") if kept is None else kept.recipe)
-    backbone = load_backbone(recipe.backbone, recipe.preprocess, recipe.features, recipe.seed)
-    extractor = make_extractor(backbone, recipe.features, recipe.device)
+    frozen = freeze_backbone(recipe.backbone, recipe.preprocess, recipe.features, recipe.seed)
+    extractor = make_extractor(frozen, recipe.features, recipe.device)
     rows, features = rows_with_features(table, *located, extractor)
     plain, same = features[:, 0], identical(rows.hashes)
     alike, groups, _ = group_rows(rows, features, group_by or "")

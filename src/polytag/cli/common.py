@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from polytag import __version__
+from polytag.ranks import is_main
 
 if TYPE_CHECKING:
     from polytag.table import LabelTable
@@ -29,7 +29,7 @@ PATH = click.Path(path_type=Path)
 def cli(context: click.Context, quiet: bool, debug: bool) -> None:
     """Train, judge and use classifiers of many attributes from a label table with holes."""
     logging.basicConfig(
-        level=(logging.WARNING if quiet else logging.INFO) if speaks() else logging.ERROR,
+        level=(logging.WARNING if quiet else logging.INFO) if is_main() else logging.ERROR,
         format="%(message)s",
         stream=sys.stderr,
     )
@@ -47,11 +47,6 @@ def cli(context: click.Context, quiet: bool, debug: bool) -> None:
     if not debug:
         warnings.filterwarnings("ignore")  # of libraries, about themselves; ours are log lines
     context.obj = debug
-
-
-def speaks() -> bool:
-    """Say whether this process is the one that prints: of those that torchrun starts, the first."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def data_options(required: bool, *, images: bool = True) -> Callable[[F], F]:

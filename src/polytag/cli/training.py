@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from polytag.cli.common import PATH, cli, data_options, json_option, read_labels, speaks, words
+from polytag.cli.common import PATH, cli, data_options, json_option, read_labels, words
+from polytag.ranks import is_main
 
 if TYPE_CHECKING:
     from polytag.runs import Run
@@ -46,7 +47,7 @@ def train(**options: Any) -> None:
     LABELS and --images may be left out where --recipe is a run's config.toml, and with --resume.
     """
     run = _go_on(options) if options["run_to_resume"] else _train_anew(options)
-    if not speaks():
+    if not is_main():
         return
     if options["as_json"]:
         click.echo(json.dumps({"run": str(run.path), **run.metrics}, ensure_ascii=False))
