@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bench clean
 
 demo: .venv/train  ## draw a data set, train, predict, say where to look
 	$(BIN)/polytag demo --folder polytag-demo
@@ -16,6 +16,9 @@ test: .venv/dev  ## lint, types and all tests
 
 docs: .venv/dev  ## write docs/cli.md anew
 	$(BIN)/python tests/test_docs.py
+
+bench: .venv/dev  ## polytag against a plain script; make bench BENCH=--quick takes 3 minutes
+	$(BIN)/python benchmarks/speed $(BENCH)
 
 clean:
 	rm -rf .venv polytag-demo runs

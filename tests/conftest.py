@@ -38,7 +38,13 @@ LEARNT = ATTRIBUTES[:3]
 NA_SHARE = 0.25
 
 # The recipe of the tests: a network of 0.4 million random weights that takes 32 x 32 pictures.
-TINY = {"backbone.name": "test_resnet", "backbone.weights": "none", "preprocess.size": 32}
+# With an engine of its own, as a trial of a network this small would be decided by chance.
+TINY: dict[str, object] = {
+    "backbone.name": "test_resnet",
+    "backbone.weights": "none",
+    "preprocess.size": 32,
+    "features.engine": "onnxruntime",
+}
 
 
 # -------------------------------------------------------------------------------- drawn pictures

@@ -203,13 +203,13 @@ def test_a_recipe_itself_can_be_given_with_changes():
     [
         ("sed", "did you mean 'seed'?"),
         ("probe.l2_gird", "did you mean 'l2_grid'?"),
-        ("threshold", "known: augment, backbone, data, decisions"),
+        ("threshold", "known: augment, backbone, budget, data"),
         ("decisions.threshold", "known: calibrate, confidence, max_error, target"),
         ("probe.l3", "known: l2, l2_grid, max_iterations"),
         ("backbone.weight", "did you mean 'weights'?"),
         ("prob.l2", "did you mean 'probe'?"),
         ("data.label", "did you mean 'labels'?"),
-        ("zzz", "known: augment, backbone, data, decisions, description"),
+        ("zzz", "known: augment, backbone, budget, data, decisions"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(key, hint):

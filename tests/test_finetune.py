@@ -159,13 +159,13 @@ def test_too_many_frozen_blocks_of_any_stage_are_refused_before_a_picture_is_rea
 
 def test_where_the_choosing_rows_have_no_macro_ap_their_loss_chooses(train, world, tmp_path):
     table = world.table().select(range(14))
-    changes = {"split.choose": 0.1, "head.init": "random", "stages.*.epochs": 2}
+    changes = {"split.choose": 0.1, "head.init": "random", "stages": [{"epochs": 2, "lr": 5e-4}]}
     changes |= {"features.engine": "torch"}  # it needs no export
     run = train(tmp_path, changes, table=table, recipe="finetune")
     rows = read_history(run)
     losses = [float(row["validation_loss"]) for row in rows]
     assert all(row["macro_ap"] == "" for row in rows)
-    assert run.metrics["best_epoch"] == f"later blocks {1 + int(np.argmin(losses))}"
+    assert run.metrics["best_epoch"] == f"all {1 + int(np.argmin(losses))}"
 
 
 def test_weights_that_are_no_numbers_end_no_run(train, tmp_path):
@@ -175,9 +175,7 @@ def test_weights_that_are_no_numbers_end_no_run(train, tmp_path):
         "training.warmup": 0.0,
         "head.init": "random",
         "training.batch": 500,
-        "stages.*.lr": 1e30,
-        "stages.*.backbone_lr": 1e30,
-        "stages.*.epochs": 1,
+        "stages": [{"epochs": 1, "lr": 1e30}],
     }
     with pytest.raises(UserError, match="weights that are no numbers"):
         train(tmp_path, changes, recipe="finetune")

@@ -19,7 +19,7 @@ from PIL import Image, ImageFile
 
 from polytag import images
 from polytag.errors import ImageError, UserError
-from polytag.images import content_hash, decode, find_images
+from polytag.images import content_hash, decode, decode_reduced, find_images
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
 as_root = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -305,6 +305,97 @@ def test_broken_exif_never_loses_the_picture(garbage, beginning):
 def test_a_tiff_with_a_broken_exif_pointer_is_kept(pointer, tag):
     tags = {"t256": 2, "t257": 1, "t258": 8, "t262": 1, "t274": 3, f"t{tag}": max(pointer, 65536)}
     assert colours(tiff(b"\x00\xff", **tags)) == [WHITE, BLACK]
+
+
+# ---------------------------------------------------------------------------- decoded no larger
+
+
+def photograph(height: int, width: int, orientation: int = 1, **options: object) -> bytes:
+    """A JPEG whose red grows to the right and whose green grows downwards."""
+    y, x = np.mgrid[0:height, 0:width]
+    ramps = (255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1), np.zeros_like(x))
+    pixels = np.stack(ramps, axis=2).astype(np.uint8)
+    return save(pixels, "JPEG", quality=95, exif=exif(orientation), **options)
+
+
+@pytest.mark.parametrize(
+    ("sides", "least", "scale"),
+    [
+        ((400, 600), 200, 2),
+        ((400, 600), 201, 1),
+        ((401, 403), 200, 2),
+        ((407, 999), 100, 4),
+        ((799, 801), 100, 4),
+        ((800, 801), 100, 8),
+        ((1601, 3001), 100, 8),
+        ((600, 16), 8, 2),
+        ((1, 1), 1, 1),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}], ids=str)
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_leaves_enough(sides, least, scale, options):
+    for height, width in (sides, sides[::-1]):
+        data = photograph(height, width, **options)
+        pixels, box = decode_reduced(data, least)
+        assert pixels.shape == (-(-height // scale), -(-width // scale), 3)
+        assert min(pixels.shape[:2]) >= min(least, height, width)
+        assert box == (0, 0, width / scale, height / scale)
+        assert pixels.flags.c_contiguous and pixels.flags.writeable
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200))
+def test_below_twice_the_needed_size_every_pixel_is_as_before(height, width, least):
+    data = photograph(height, width)
+    pixels, box = decode_reduced(data, least)
+    if min(height, width) < 2 * least:
+        assert np.array_equal(pixels, decode(data))
+        assert box == (0, 0, width, height)
+    assert min(pixels.shape[:2]) >= min(least, height, width)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (61, 93), (63, 90)])
+def test_reduced_pictures_are_turned_with_their_edges(orientation, height, width):
+    plain, box = decode_reduced(photograph(height, width), 15)
+    pixels, turned = decode_reduced(photograph(height, width, orientation), 15)
+    assert np.array_equal(pixels, UPRIGHT[orientation](plain))
+    # What is picture, by a mask as large as the pixels: turning it turns the edges.
+    inside = np.zeros((4 * plain.shape[0], 4 * plain.shape[1]), bool)
+    inside[: round(4 * box[3]), : round(4 * box[2])] = True
+    rows, columns = np.nonzero(UPRIGHT[orientation](inside))
+    edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert turned == tuple(edge / 4 for edge in edges)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_are_reduced_to_the_same_colours(mode):
+    data = save(Image.open(io.BytesIO(photograph(200, 300))).convert(mode), "JPEG", quality=95)
+    pixels, _ = decode_reduced(data, 50)
+    assert pixels.shape == (50, 75, 3)
+    averaged = decode(data).reshape(50, 4, 75, 4, 3).mean(axis=(1, 3))
+    assert np.abs(pixels - averaged).max() < 6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_other_formats_are_decoded_whole(kind):
+    data = save(noise(200, 300), kind)
+    pixels, box = decode_reduced(data, 5)
+    assert np.array_equal(pixels, decode(data)) and box == (0, 0, 300, 200)
+
+
+@survives_warnings
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+def test_what_is_wrong_with_a_reduced_picture_is_said_in_the_same_words(options):
+    data = photograph(160, 240, **options)
+    for source in (data[: len(data) // 2], data[:30], b"", b"<html>", Path("none.jpg")):
+        with pytest.raises(ImageError) as whole:
+            decode(source, name="a.jpg")
+        with pytest.raises(ImageError) as reduced:
+            decode_reduced(source, 20, name="a.jpg")
+        assert str(reduced.value) == str(whole.value)
+    with pytest.raises(ImageError, match="too large; got 240 x 160"):
+        decode_reduced(data, 20, max_pixels=100 * 100)  # 120 x 80 would pass
 
 
 # --------------------------------------------------------------------------------- what is wrong

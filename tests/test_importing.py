@@ -17,6 +17,7 @@ import polytag
 from polytag import importing, plots
 from polytag.backbone import import_timm
 from polytag.config import load_recipe
+from polytag.engine import open_engine
 from polytag.errors import ModelError, RecipeError, UserError
 from polytag.model import load_classifier
 
@@ -125,7 +126,7 @@ def test_a_run_answers_what_the_imported_network_answers(tmp_path, backbone, bui
     np.testing.assert_allclose(predictor.probabilities(images), wanted, atol=1e-4)
     np.testing.assert_allclose(in_torch(run, images), wanted, atol=1e-4)
     # The embedding is what the head sees.
-    embedding = predictor.session.run(["embedding"], {"images": images})[0]
+    [embedding] = open_engine("onnxruntime", predictor.path, ["embedding"])(images)
     head = load_classifier(run).head.linear
     logits = embedding @ head.weight.detach().numpy().T + head.bias.detach().numpy()
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), wanted, atol=1e-4)

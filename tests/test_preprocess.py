@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from polytag.errors import ImageError, UserError
-from polytag.preprocess import INTERPOLATIONS, MAX_SIZE, PreprocessSpec, preprocess
+from polytag.images import decode
+from polytag.preprocess import (
+    GAP,
+    INTERPOLATIONS,
+    MAX_SIZE,
+    PreprocessSpec,
+    decoded,
+    picture,
+    preprocess,
+)
 
 MODES = ("squash", "pad", "crop")
 
@@ -181,3 +192,50 @@ def test_a_missing_key_is_named(key):
     del good[key]
     with pytest.raises(UserError, match=f"missing key; expected {key}"):
         PreprocessSpec.from_dict(good)
+
+
+# ------------------------------------------------------------------------------ from file to square
+
+
+def jpeg(height: int, width: int, orientation: int = 1) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(smooth(height, width)).save(file, "JPEG", quality=95, exif=tags)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("resize", MODES)
+@pytest.mark.parametrize("sides", [(127, 255), (128, 127), (40, 30), (127, 900)])
+def test_a_picture_below_twice_the_needed_size_is_what_decoding_and_resizing_give(resize, sides):
+    spec = PreprocessSpec(32, resize, "bicubic")
+    for data in (jpeg(*sides), jpeg(*sides[::-1])):
+        assert np.array_equal(picture(data, spec), preprocess(decode(data), spec))
+
+
+@pytest.mark.parametrize("resize", MODES)
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("sides", [(256, 256), (259, 391), (515, 643), (1029, 1283)])
+def test_a_large_picture_is_nearly_what_decoding_it_whole_gives(resize, orientation, sides):
+    spec = PreprocessSpec(32, resize, "bicubic", crop_fraction=0.875)
+    data = jpeg(*sides, orientation)
+    assert decoded(data, spec).pixels.size < decode(data).size / 3  # reduced it is
+    difference = picture(data, spec).astype(int) - preprocess(decode(data), spec)
+    assert np.abs(difference).max() <= 3
+
+
+def test_a_picture_keeps_the_needed_pixels_and_no_more_than_twice_as_many():
+    for height, width in ((300, 400), (700, 500), (1100, 3000)):
+        for spec in (PreprocessSpec(32, "squash"), PreprocessSpec(28, "crop", crop_fraction=0.5)):
+            needed = GAP * spec.size / (spec.crop_fraction if spec.resize == "crop" else 1)
+            shorter = min(decoded(jpeg(height, width), spec).pixels.shape[:2])
+            assert needed <= shorter
+            assert shorter < 2 * needed or shorter == -(-min(height, width) // 8)
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    spec = PreprocessSpec(16)
+    with pytest.raises(ImageError, match=r"row 3: the file is empty"):
+        picture(b"", spec, "row 3")
+    with pytest.raises(ImageError, match=r"none\.jpg: the file does not exist"):
+        picture(Path(tmp_path / "none.jpg"), spec)

@@ -22,7 +22,7 @@ from polytag.backbone import import_timm
 from polytag.config import load_recipe
 from polytag.errors import ModelError, RecipeError
 from polytag.importing import import_weights
-from polytag.modelfile import KEY
+from polytag.modelfile import INT8_KEY, KEY
 from polytag.rechoose import choose_anew
 from polytag.runs import Run
 
@@ -116,6 +116,18 @@ def test_what_the_run_says_of_itself_is_brought_up_to_date(run, copy):
     assert metrics(copy)["seconds"] == metrics(run.path)["seconds"]
     assert info(copy)["metrics"]["macro"] == metrics(copy)["macro"]
     assert sorted(p.name for p in copy.iterdir()) == sorted(p.name for p in run.path.iterdir())
+
+
+def test_an_int8_model_beside_it_is_brought_up_to_date_too(copy):
+    model = onnx.load(str(copy / "model.onnx"))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = INT8_KEY, "{}"
+    onnx.save(model, str(copy / "model.int8.onnx"))
+    choose_anew(copy, {"decisions.target": "precision=0.8"})
+    found = onnx.load(str(copy / "model.int8.onnx"))
+    said = {entry.key: entry.value for entry in found.metadata_props}
+    assert json.loads(said[KEY]) == info(copy) and said[INT8_KEY] == "{}"
+    assert found.graph.SerializeToString() == graph(copy)
 
 
 def test_there_and_back_again_is_where_it_was(run, copy):

@@ -37,7 +37,7 @@ from polytag.model import build_classifier, load_classifier
 from polytag.preprocess import preprocess
 from polytag.runs import Run
 from polytag.samplers import epoch_order
-from polytag.trainable import set_modes
+from polytag.trainable import frozen_depth, set_modes
 
 from .conftest import LEARNT, TINY, World
 
@@ -443,11 +443,11 @@ ONE_EPOCH = {"stages.*.epochs": 1}
 # The networks of the tests have 4 and 5 blocks: the same share of them stays frozen.
 SMALL: dict[str, dict[str, object]] = {
     "resnet50": TINY_RESNET,
-    "resnet18-head": TINY_RESNET | {"features.engine": "auto"},
+    "resnet18-head": TINY_RESNET | {"features.engine": "onnxruntime"},
     "resnet34-partial": TINY_RESNET | {"stages.0.frozen": 2},
     "resnet50-weighted": TINY_RESNET,
     TWO_STAGES: TINY_EFFICIENTNET | {"stages.1.frozen": 2},
-    "finetune": TINY_RESNET | {"probe.l2": 1.0},
+    "finetune": TINY_RESNET | {"probe.l2": 1.0},  # shares of the blocks are frozen in it
 }
 
 
@@ -544,7 +544,7 @@ def test_what_a_recipe_freezes_stays_as_it_was_and_the_rest_moves(name, ran):
     depths, before = start.depths(), start.state_dict()
     after = load_classifier(run).backbone.state_dict()
     last = recipe.stages[-1].frozen
-    deepest = {"nothing": -1, "backbone": 99}.get(last, last)
+    deepest = frozen_depth(start, last)
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     modules = {key.rpartition(".")[0]: depth for key, depth in depths.items()}
     frozen = {key for key in before if modules.get(key.rpartition(".")[0], -1) <= deepest}
@@ -709,7 +709,7 @@ def test_the_loss_of_a_step_is_the_formula_on_what_the_network_answers(world):
     [part] = parts
     assert len(part.rows) == 16
     with torch.no_grad():
-        logits = made.model(part.images).numpy()
+        logits = made.model(*part.given).numpy()
     trained = small.values
     weights = (trained == 0).sum(axis=0) / (trained == 1).sum(axis=0)
     wanted = masked_bce(logits, trained[part.rows], weights)

@@ -17,6 +17,7 @@ from polytag.trainable import (
     all_finite,
     copied,
     freeze,
+    frozen_depth,
     load_optimiser,
     make_optimiser,
     optimiser_state,
@@ -58,6 +59,21 @@ def test_the_stem_and_so_many_blocks_are_frozen(model, count):
         assert parameter.requires_grad == (depths[name] > count), name
     assert all(p.requires_grad for p in model.head.parameters())
     assert not model.backbone.network.conv1[0].weight.requires_grad  # the stem, by its own name
+
+
+@pytest.mark.parametrize("share, depth", [(0.1, 0), (0.25, 1), (0.5, 2), (0.94, 3), (0.999, 3)])
+def test_a_share_of_the_blocks_is_frozen(model, share, depth):
+    assert frozen_depth(model.backbone, share) == depth  # of four; the last one is always trained
+    assert freeze(model, share) == freeze(model, depth)
+
+
+def test_depthwise_convolutions_can_be_frozen_wherever_they_stand():
+    model = tiny_model(tiny_recipe({"backbone.name": "test_efficientnet"}))
+    every, less = (freeze(model, "nothing", depthwise=choice) for choice in (False, True))
+    kept = set(every) - set(less)
+    named = dict(model.named_parameters())
+    assert kept and all(named[name].shape[1] == 1 and named[name].ndim == 4 for name in kept)
+    assert freeze(model, "nothing") == every
 
 
 def test_more_blocks_than_there_are_cannot_be_frozen(model):

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from polytag import weights
 from polytag.backbone import Backbone, import_timm, load_backbone
 from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig
+from polytag.engine import open_engine
 from polytag.errors import ModelError
-from polytag.features import onnx_engine
 from polytag.graph import export_backbone
 
 from .conftest import polytag_process
@@ -100,7 +100,7 @@ def test_the_embedded_weights_give_the_logits_of_the_reference_implementation(
         pooled = features(lite0, torch.from_numpy(pictures()))
     else:
         export_backbone(lite0, tmp_path / "lite0.onnx")
-        pooled = onnx_engine(tmp_path / "lite0.onnx")(pictures())
+        pooled = open_engine("onnxruntime", tmp_path / "lite0.onnx", ["embedding"])(pictures())[0]
     weight, bias = classifier
     logits = (pooled.astype(np.float64) @ weight.T) + bias
     np.testing.assert_allclose(logits[:, :: golden["every"]], golden["logits"], atol=1e-4)

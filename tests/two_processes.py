@@ -72,15 +72,16 @@ def steps(folder: Path) -> dict[str, Any]:
 def whole(folder: Path) -> dict[str, Any]:
     loop = begin(WHOLE, folder)
     judged: list[torch.Tensor] = []
-    predict = loop.predict
-    loop.predict = lambda *given: (predict(*given), judged.append(predict(*given)))[0]  # type: ignore
+    predict = loop.judge.predict
+    loop.judge.predict = lambda *given: (predict(*given), judged.append(predict(*given)))[0]
     history = loop.run()
+    loop.judge.predict = predict
     return {
         "losses": history.losses,
         "scores": [epoch.validation for epoch in history.epochs],
         "judged": judged,
         "weights": copied(loop.model.state_dict()),
-        "logits": predict(read(folder, "choose")),
+        "logits": loop.predict(read(folder, "choose")),
     }
 
 

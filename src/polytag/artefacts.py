@@ -69,6 +69,7 @@ def write_run(run: Path, outcome: Outcome) -> dict[str, Any]:
         "decisions": decisions_told(given.values, calibrated, outcome.decided, names, recipe),
         "note": trained.note or None,
         "left_out": given.left_out,
+        "budget": given.plan.to_dict() if given.plan else None,
         "versions": versions(),
         "seconds": round(outcome.seconds, 1),
     }

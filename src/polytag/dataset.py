@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from polytag.images import decode
 from polytag.losses import split_values
 from polytag.pictures import locate
-from polytag.preprocess import PreprocessSpec, preprocess
+from polytag.preprocess import PreprocessSpec, picture
 from polytag.table import LabelTable
 from polytag.usable import usable_rows
 
@@ -71,9 +71,8 @@ class LabelDataset(Dataset[tuple[Any, Tensor, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor, Tensor]:
-        image = decode(self.paths[index])
-        if self.spec is not None:
-            image = preprocess(image, self.spec)
+        path, spec = self.paths[index], self.spec
+        image = decode(path) if spec is None else picture(path, spec)
         if self.transform is not None:
             return self.transform(image), self.targets[index], self.known[index]
         tensor = torch.from_numpy(image).permute(2, 0, 1).contiguous()

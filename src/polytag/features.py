@@ -1,36 +1,35 @@
 """Features of pictures through the frozen backbone, kept on disk by content.
 
-The cache is a folder for each way of computing features (backbone, weights, preprocessing, layers,
-engine), in it a number of shard files. A shard is written aside and renamed, and never changed
-afterwards: two processes can fill one cache at once (at worst both compute the same rows), and
-after a kill there is nothing half-written to read. New pictures make new shards.
+What is kept is one `polytag.store.FeatureStore` for each way of computing features: backbone,
+weights, preprocessing, views, layers, engine and its precision.
 """
 
 from __future__ import annotations
 
 import logging
-import uuid
-import zlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from polytag.cached import describe, make_room
 from polytag.config import FeaturesConfig
-from polytag.engine import open_session
+from polytag.engine import ENGINES, fastest_engine, open_engine, precision
 from polytag.errors import RecipeError, UserError
-from polytag.files import cache_folder, written_aside
+from polytag.files import cache_folder
 from polytag.frozen import FORMAT, FrozenBackbone, digest
-from polytag.images import content_hash, decode
+from polytag.images import content_hash
 from polytag.looks import SIDE, look
 from polytag.pictures import Rows, rows_without
 from polytag.pipeline import batches, stream
-from polytag.preprocess import PreprocessSpec, preprocess
+from polytag.preprocess import PreprocessSpec, decoded, picture, resized
 from polytag.progress import progress
+from polytag.store import FeatureStore
 from polytag.table import LabelTable
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ Floats = NDArray[np.float32]
 Looks = NDArray[np.uint8]
 Engine = Callable[[NDArray[np.uint8]], Floats]
 
-_FIELDS = ("hash", "check", "look", "features")
 _SHARD_ROWS = 1024  # what a kill can lose: some 15 s of work
 
 
@@ -50,10 +48,12 @@ class Extractor:
     """Everything that decides a picture's features.
 
     Attributes:
-        engine: ``onnxruntime`` or ``torch``.
+        engine: One of `polytag.engine.ENGINES`, or ``torch``.
         spec: Preprocessing.
         flip: Whether the mirrored picture is a second view.
+        width: D, the number of features.
         key: Names the cache folder.
+        about: What that folder holds, for people.
         load: Builds the engine; called only when a picture is not in the cache.
         batch: Pictures at a time.
     """
@@ -61,7 +61,9 @@ class Extractor:
     engine: str
     spec: PreprocessSpec
     flip: bool
+    width: int
     key: str
+    about: Mapping[str, str | int]
     load: Callable[[], Engine]
     batch: int = 32
 
@@ -75,32 +77,44 @@ def make_extractor(frozen: FrozenBackbone, config: FeaturesConfig, device: str) 
         device: A torch device.
 
     Raises:
-        RecipeError: An engine of the CPU was asked for on another device.
+        RecipeError: The engine is not installed, or is one of the CPU and the device another.
     """
-    engine = config.engine
+    engine: str = config.engine
+    on_cpu = device == "cpu"
     if engine == "auto":
-        engine = "onnxruntime" if device == "cpu" else "torch"
-    if engine == "onnxruntime" and device != "cpu":
+        engine = fastest_engine(frozen.graph) if on_cpu else "torch"
+    if engine in ENGINES and not on_cpu:
         raise RecipeError(
-            "onnxruntime runs on the CPU here",
+            f"{engine} runs on the CPU here",
             where="features.engine",
             got=f"device {device}",
-            fix="--set features.engine=torch, or --device cpu",
+            fix="--engine torch, or --device cpu",
         )
+    numbers = precision(engine) if engine in ENGINES else "fp32"
 
     def load() -> Engine:
-        if engine == "onnxruntime":
-            return onnx_engine(frozen.graph)
-        return torch_engine(frozen.module(), device)
+        if engine not in ENGINES:
+            return torch_engine(frozen.module(), device)
+        run = open_engine(engine, frozen.graph, ["embedding"])
+        return lambda images: run(images)[0]
 
     parts = {
         "format": FORMAT,
         "graph": frozen.graph_hash,
-        "engine": [engine, device.partition(":")[0]],
+        "engine": [engine, device.partition(":")[0], numbers],
         "spec": frozen.spec.to_dict(),
         "flip": config.flip,
     }
-    return Extractor(engine, frozen.spec, config.flip, digest(parts), load, config.batch)
+    about: dict[str, str | int] = {
+        "backbone": frozen.name,
+        "size": frozen.spec.size,
+        "resize": frozen.spec.resize,
+        "layers": config.layers,
+        "engine": f"{engine} {numbers}",
+    }
+    return Extractor(
+        engine, frozen.spec, config.flip, frozen.width, digest(parts), about, load, config.batch
+    )
 
 
 def rows_with_features(
@@ -178,6 +192,8 @@ def _fill(
     store: FeatureStore, missing: Mapping[str, Path], extractor: Extractor
 ) -> dict[str, UserError]:
     """Compute and keep the features of ``missing`` (hash -> file); return those that are broken."""
+    count = 1 + extractor.flip
+    make_room(len(missing) * count * extractor.width * 4, store.folder)
     engine = extractor.load()
     broken: dict[str, UserError] = {}
     names: list[str] = []
@@ -185,9 +201,9 @@ def _fill(
     looks: dict[str, Looks] = {}  # filled by the decoding threads
 
     def load(text: str) -> NDArray[np.uint8]:
-        image = decode(missing[text])
-        looks[text] = look(image)
-        return preprocess(image, extractor.spec)
+        image = decoded(missing[text], extractor.spec)
+        looks[text] = look(image.pixels)
+        return resized(image, extractor.spec)
 
     def keep() -> None:
         if rows:
@@ -202,113 +218,43 @@ def _fill(
         for batch in batches(stream(missing, load, ahead=2 * extractor.batch), extractor.batch):
             broken.update(batch.failed)
             if len(batch.images):
-                plain = batch.images
-                views = [plain, np.ascontiguousarray(plain[:, :, ::-1])][: 1 + extractor.flip]
-                done = np.stack([engine(view) for view in views], axis=1)
+                done = _of_views(engine, batch.images, count)
                 names += [name for name, ok in zip(batch.items, batch.ok, strict=True) if ok]
                 rows.append(done)
             if len(names) >= _SHARD_ROWS:
                 keep()
             advance(len(batch.items))
+    if len(broken) < len(missing):
+        describe(store.folder, extractor.about)
     return broken
 
 
-class FeatureStore:
-    """The rows of one cache folder, by content hash.
+def _of_views(engine: Engine, plain: NDArray[np.uint8], count: int) -> Floats:
+    """Return features (B, V, D) of V = ``count`` views of pictures (B, S, S, 3)."""
+    views = [plain, np.ascontiguousarray(plain[:, :, ::-1])][:count]
+    return np.stack([engine(view) for view in views], axis=1)
+
+
+def seconds_a_picture(paths: Sequence[Path], extractor: Extractor) -> float:
+    """Measure how long the features of a picture take, from its file, nothing being kept.
 
     Args:
-        folder: Made when the first rows are added.
+        paths: Some files, at least one; the more, the better the measure.
+        extractor: How to compute features.
 
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = FeatureStore(Path(folder) / "key")
-        ...     looks = np.zeros((1, 8, 8, 3), np.uint8)
-        ...     store.add(["ab" * 32], np.ones((1, 2, 3), np.float32), looks)
-        ...     [rows.shape for rows in FeatureStore(Path(folder) / "key").read(["ab" * 32])]
-        [(1, 2, 3), (1, 8, 8, 3)]
+    Raises:
+        UserError: None of them can be decoded.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.rows: dict[str, tuple[Any, int]] = {}  # a shard (numpy.memmap), and the row in it
-        self.damaged: set[str] = set()
-        for shard in sorted(folder.glob("[!.]*.npy")):
-            self._open(shard)
-
-    def __contains__(self, text: str) -> bool:
-        """Say whether the row is there and as it was written."""
-        if text not in self.rows:
-            return False
-        shard, row = self.rows[text]
-        if _checksum(shard[row]) == shard["check"][row]:
-            return True
-        del self.rows[text]
-        if shard.filename not in self.damaged:
-            self.damaged.add(shard.filename)
-            _warn_of(shard.filename, "its checksum is wrong")
-        return False
-
-    def add(self, hashes: Sequence[str], features: Floats, looks: Looks) -> None:
-        """Keep n rows under their hashes, as one new shard.
-
-        Args:
-            hashes: n content hashes.
-            features: float32 (n, V, D).
-            looks: uint8 (n, 8, 8, 3).
-        """
-        kinds = (("u1", (32,)), ("<u4",), ("u1", looks.shape[1:]), ("<f4", features.shape[1:]))
-        fields = [(name, *kind) for name, kind in zip(_FIELDS, kinds, strict=True)]
-        table = np.empty(len(hashes), np.dtype(fields))
-        table["hash"] = [list(bytes.fromhex(text)) for text in hashes]
-        table["look"] = looks
-        table["features"] = features
-        table["check"] = [_checksum(row) for row in table]
-        path = self.folder / f"{uuid.uuid4().hex}.npy"
-        with written_aside(path) as aside:
-            np.save(aside, table)
-        self._open(path)
-
-    def read(self, hashes: Sequence[str]) -> tuple[Floats, Looks]:
-        """Return features float32 (N, V, D) and looks; NaN and zeros for empty hashes."""
-        shape = next(iter(self.rows.values()))[0]["features"].shape[1:] if self.rows else (1, 0)
-        features = np.full((len(hashes), *shape), np.nan, dtype=np.float32)
-        looks = np.zeros((len(hashes), SIDE, SIDE, 3), dtype=np.uint8)
-        for index, text in enumerate(hashes):
-            if text:
-                shard, row = self.rows[text]
-                features[index] = shard["features"][row]
-                looks[index] = shard["look"][row]
-        return features, looks
-
-    def _open(self, path: Path) -> None:
-        try:
-            table: Any = np.lib.format.open_memmap(path, mode="r")  # arrays only, never a pickle
-            digests, *_ = (table[name] for name in _FIELDS)  # one that is not there: an error
-            for row, digest in enumerate(digests):
-                self.rows[digest.tobytes().hex()] = (table, row)
-        except Exception as error:  # numpy's readers raise many kinds on broken files
-            _warn_of(path, error)
-
-
-def _checksum(row: Any) -> int:
-    return zlib.crc32(row["look"].tobytes() + row["features"].tobytes())
-
-
-def _warn_of(shard: object, reason: object) -> None:
-    # A disk's fault, as shards appear whole: what it held is computed again.
-    log.warning("a damaged shard of the feature cache is left out: %s (%s)", shard, reason)
-
-
-def onnx_engine(graph: Path) -> Engine:
-    """Return an engine that runs the backbone's graph in onnxruntime on the CPU."""
-    session = open_session(graph)
-
-    def run(images: NDArray[np.uint8]) -> Floats:
-        features: Floats = session.run(["embedding"], {"images": images})[0]
-        return features
-
-    return run
+    engine, count = extractor.load(), 1 + extractor.flip
+    engine(np.zeros((1, extractor.spec.size, extractor.spec.size, 3), np.uint8))  # makes room
+    done, start = 0, time.perf_counter()
+    for batch in batches(stream(paths, lambda p: picture(p, extractor.spec)), extractor.batch):
+        if len(batch.images):
+            _of_views(engine, batch.images, count)
+            done += len(batch.images)
+        elif batch.failed and not done:
+            raise batch.failed[0][1]
+    return (time.perf_counter() - start) / done
 
 
 def torch_engine(backbone: Backbone, device: str) -> Engine:

@@ -7,7 +7,7 @@ pictures, varied in the same way; pictures are mixed within a process's share of
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +28,8 @@ from polytag.preprocess import PreprocessSpec
 from polytag.samplers import epoch_order
 
 Floats = NDArray[np.float32]
+Take = Callable[[NDArray[np.int64], int], tuple[Tensor, Tensor]]
+"""Rows (B,) and an epoch to what was kept of them: maps (B, H, W, C), pooled features (B, P)."""
 
 # What a seed is drawn for: no two draws share a stream of random numbers.
 ORDER, AUGMENT, MIX, NETWORK = range(4)
@@ -57,13 +59,14 @@ class Part:
         rows: int (R,), the pictures' rows, R <= B. Behind them may stand copies of which nothing is
             known: a process that has no picture takes part all the same, and BatchNorm layers
             cannot train on a single one.
-        images: uint8 or float32 (B, S, S, 3), 0 to 255.
+        given: What the network is given: pictures uint8 or float32 (B, S, S, 3), 0 to 255; or,
+            where frozen layers are computed already, maps (B, H, W, C) and pooled features (B, P).
         targets: float32 (B, K), 0 where not known.
         known: bool (B, K).
     """
 
     rows: NDArray[np.int64]
-    images: Tensor
+    given: tuple[Tensor, ...]
     targets: Tensor
     known: Tensor
 
@@ -87,6 +90,9 @@ class Feed:
         spec: How pictures are judged.
         rank: Number of this process.
         world: How many processes there are.
+
+    Attributes:
+        kept: Where a stage takes its rows from instead of decoding pictures; None: from nowhere.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class Feed:
     ) -> None:
         self.pictures, self.recipe = pictures, recipe
         self.rank, self.world = rank, world
+        self.kept: Take | None = None
         self.augment = make_augment(recipe.augment, spec)
         self.batch = recipe.training.batch
         self.rows_a_step = self.batch * recipe.training.accumulate
@@ -123,6 +130,11 @@ class Feed:
         # Of each batch a process takes every world-th picture; if that is none, looks at the first.
         shares = [batch[self.rank :: self.world] for batch in batches]
         seen = [share or batch[:1] for share, batch in zip(shares, batches, strict=True)]
+        if self.kept:
+            ready = (self._kept_part(self.kept, order[list(share)], epoch) for share in shares)
+            while step := list(islice(ready, self.recipe.training.accumulate)):
+                yield step
+            return
 
         def load(position: int) -> NDArray[np.uint8]:
             chance = derived(self.recipe.seed, AUGMENT, stage, epoch, position)
@@ -141,22 +153,35 @@ class Feed:
             while step := list(islice(parts, self.recipe.training.accumulate)):
                 yield step
 
+    def _kept_part(self, take: Take, rows: NDArray[np.int64], epoch: int) -> Part:
+        return self._whole(rows, take(rows, epoch), *map(torch.from_numpy, self._labels(rows)))
+
     def _part(
         self, pictures: list[NDArray[np.uint8]], rows: NDArray[np.int64], rng: np.random.Generator
     ) -> Part:
+        arrays = np.stack(pictures), *self._labels(rows)
+        mixed = mix(*arrays, self.recipe.augment, rng) if len(rows) else arrays
+        images, targets, known = (torch.from_numpy(array) for array in mixed)
+        return self._whole(rows, (images,), targets, known)
+
+    def _labels(self, rows: NDArray[np.int64]) -> tuple[Floats, NDArray[np.bool_]]:
         values = self.pictures.values[rows]
         known = ~np.isnan(values)
-        targets = np.where(known, values, 0).astype(np.float32)
-        arrays = np.stack(pictures), targets, known
-        mixed = mix(*arrays, self.recipe.augment, rng) if len(rows) else arrays
-        tensors = [torch.from_numpy(array) for array in mixed]
+        return np.where(known, values, 0).astype(np.float32), known
+
+    def _whole(
+        self, rows: NDArray[np.int64], given: tuple[Tensor, ...], targets: Tensor, known: Tensor
+    ) -> Part:
+        """Return a part with as many pictures as training needs at least; see `Part.rows`."""
         least = 2 if self.batch >= 2 * self.world else 1
         spare = least - len(rows)
         if spare > 0:
-            holes = (tensor.new_zeros(spare, tensor.shape[1]) for tensor in tensors[1:])
-            padded = (torch.cat(pair) for pair in zip(tensors[1:], holes, strict=True))
-            tensors = [tensors[0].repeat(least, 1, 1, 1), *padded]
-        return Part(rows, *tensors)
+            targets, known = (
+                torch.cat([labels, labels.new_zeros(spare, labels.shape[1])])
+                for labels in (targets, known)
+            )
+            given = tuple(each.repeat(least, *[1] * (each.ndim - 1)) for each in given)
+        return Part(rows, given, targets, known)
 
 
 def _usable(result: Any) -> NDArray[np.uint8]:

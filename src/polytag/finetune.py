@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from polytag.probe import fit_probe, fits
 from polytag.progress import progress
 from polytag.splits import stratified_folds, stratified_parts
 from polytag.trainable import all_finite
+from polytag.trunk import settled
 
 Floats = NDArray[np.float32]
 PARTS = ("train", "choose", "holdout")
@@ -120,6 +122,22 @@ def check(recipe: Recipe) -> None:
         )
 
 
+def settle(recipe: Recipe, backbone: Backbone, attributes: int, paths: Sequence[Path]) -> Recipe:
+    """Return a recipe with what is decided once for a run, by measuring where that is needed.
+
+    Args:
+        recipe: As resolved but for that.
+        backbone: With its weights; left as it is.
+        attributes: K.
+        paths: Pictures that can be measured with.
+    """
+    if recipe.training.cache != "auto":
+        return recipe
+    model = build_classifier(recipe, backbone, attributes)
+    pictures = Pictures(list(paths), np.zeros((len(paths), attributes), np.float32))
+    return recipe.replace({"training.cache": settled(recipe, model, pictures)})
+
+
 def split_parts(
     values: Floats, groups: NDArray[np.int64], split: SplitConfig, seed: int
 ) -> NDArray[np.str_]:
@@ -187,6 +205,7 @@ def finetune(
     folder: Path | None = None,
     pictures_hash: str = "",
     resume: bool = False,
+    deadline: float = math.inf,
 ) -> Tuned:
     """Train a network as the recipe says and predict the held-out rows.
 
@@ -197,6 +216,7 @@ def finetune(
         folder: Where checkpoints are kept; None: nowhere.
         pictures_hash: Of the pictures' bytes, in the order of the rows.
         resume: Go on from the checkpoint in ``folder``.
+        deadline: What `time.monotonic` may come to; then training ends with the best so far.
 
     Raises:
         UserError: Fields do not go together, memory ran out, the loss is no number, or the data
@@ -217,7 +237,7 @@ def finetune(
         folder,
         f"{task.fingerprint()} {pictures_hash}",
     )
-    history = loop.run(resume=resume)
+    history = loop.run(resume=resume, deadline=deadline)
     logits = np.full(task.values.shape, np.nan, dtype=np.float32)
     unseen = [part for part in ("choose", "holdout") if (task.parts == part).any()]
     for part in unseen:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polytag.cached import Held, describe, hold
 from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig
 from polytag.files import cache_folder, write_json, written_aside
 from polytag.images import content_hash
@@ -49,6 +50,7 @@ class FrozenBackbone:
             and its layers.
         weights: safetensors of the torch network's state.
         module: Loads the network in torch, once.
+        held: Keeps the files in the cache as long as this lives.
     """
 
     name: str
@@ -60,6 +62,7 @@ class FrozenBackbone:
     graph_hash: str
     weights: Path
     module: Callable[[], Backbone]
+    held: Held | None
 
 
 def freeze_backbone(
@@ -100,11 +103,12 @@ def freeze_backbone(
         "made by": [version("torch"), version("timm")],
     }
     folder = cache_folder() / "backbones" / digest(parts)
-    found = _read(folder, module)
+    held = hold(folder)
+    found = _read(folder, module, held)
     if found is None:
         with waiting("exporting the backbone to ONNX: once, about 10 s"):
             _write(folder, module())
-        found = _read(folder, module)
+        found = _read(folder, module, held)
     if found is None:
         raise RuntimeError(f"{folder} was written and cannot be read")
     return found
@@ -169,9 +173,10 @@ def _write(folder: Path, module: Backbone) -> None:
         "sha256": {name: content_hash(folder / name) for name in (_GRAPH, _WEIGHTS)},
     }
     write_json(folder / _ABOUT, about)
+    describe(folder, {"backbone": module.name, "size": module.spec.size})
 
 
-def _read(folder: Path, module: Callable[[], Backbone]) -> FrozenBackbone | None:
+def _read(folder: Path, module: Callable[[], Backbone], held: Held | None) -> FrozenBackbone | None:
     """Return what `_write` wrote; None: it is not there, or not as it was written."""
     if not (folder / _ABOUT).is_file():
         return None
@@ -191,6 +196,7 @@ def _read(folder: Path, module: Callable[[], Backbone]) -> FrozenBackbone | None
             graph_hash=about["sha256"][_GRAPH],
             weights=folder / _WEIGHTS,
             module=module,
+            held=held,
         )
     except Exception as error:  # a disk's fault; readers raise many kinds
         log.warning("a damaged backbone in the cache is exported again: %s (%s)", folder, error)

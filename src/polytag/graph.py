@@ -33,6 +33,12 @@ def export_backbone(backbone: Backbone, path: Path) -> None:
         onnx.save(_exported(backbone, backbone.spec.size, ["embedding"]), str(aside))
 
 
+def export_module(module: nn.Module, side: int, outputs: list[str], path: Path) -> None:
+    """Write a module's graph: ``images`` uint8 (B, side, side, 3) to outputs of these names."""
+    with written_aside(path) as aside:
+        onnx.save(_exported(module, side, outputs), str(aside))
+
+
 def write_classifier(classifier: Classifier, info: ModelInfo, path: Path) -> None:
     """Write a whole network, with any head, as ``model.onnx``."""
     from polytag.model import Answers
@@ -138,8 +144,9 @@ def _calibrate(graph: onnx.GraphProto, calibration: Calibration) -> str:
 
 
 def rewrite_info(path: Path, info: ModelInfo) -> None:
-    """Replace what a model file says about itself; its graph stays as it is."""
+    """Replace what a model file says about itself; its graph and other metadata stay."""
     model = onnx.load(str(path))
-    helper.set_model_props(model, {KEY: info.to_json()})
+    kept = {each.key: each.value for each in model.metadata_props}
+    helper.set_model_props(model, {**kept, KEY: info.to_json()})
     with written_aside(path) as aside:
         onnx.save(model, str(aside))

@@ -16,6 +16,7 @@ import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,16 +56,32 @@ _FORMATS: dict[str, tuple[type[ImageFile.ImageFile], bytes]] = {
     "TIFF": (TiffImageFile, rb"II[*+]\0|MM\0[*+]"),
 }
 
-# What turns a picture upright, by the value of its EXIF orientation.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# By the value of its EXIF orientation: what turns a picture upright, and which of its edges (0 to
+# 3: left, upper, right, lower) are then left, upper, right and lower.
+_Turn = tuple[Image.Transpose | None, tuple[int, int, int, int]]
+_AS_IT_LIES: _Turn = (None, (0, 1, 2, 3))
+_TURNS: dict[int, _Turn] = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, (2, 1, 0, 3)),
+    3: (Image.Transpose.ROTATE_180, (2, 3, 0, 1)),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, (0, 3, 2, 1)),
+    5: (Image.Transpose.TRANSPOSE, (1, 0, 3, 2)),
+    6: (Image.Transpose.ROTATE_270, (3, 0, 1, 2)),
+    7: (Image.Transpose.TRANSVERSE, (3, 2, 1, 0)),
+    8: (Image.Transpose.ROTATE_90, (1, 2, 3, 0)),
 }
+
+
+class Reduced(NamedTuple):
+    """A picture decoded at its own scale or at 1/2, 1/4 or 1/8 of it.
+
+    Attributes:
+        pixels: uint8 (H, W, 3), as `decode` gives them.
+        box: The picture's left, upper, right and lower edge in ``pixels``: where the scale does
+            not divide its size, they exceed it.
+    """
+
+    pixels: NDArray[np.uint8]
+    box: tuple[float, float, float, float]
 
 
 def decode(
@@ -98,6 +115,25 @@ def decode(
         polytag.errors.ImageError: photo.jpg: not a picture; got a file that begins with
         b'<!DOCTYPE html>', expected JPEG, PNG, WebP, BMP, GIF or TIFF
     """
+    return decode_reduced(source, MAX_SIDE, name=name, max_pixels=max_pixels).pixels
+
+
+def decode_reduced(
+    source: Path | bytes, least: int, *, name: str = "", max_pixels: int = MAX_PIXELS
+) -> Reduced:
+    """Decode one picture as `decode` does, but a large JPEG no larger than needed.
+
+    The smallest scale is taken that leaves the shorter side ``least`` (at least 1) pixels; a
+    picture of less than twice that many, and every other format, is decoded as it is.
+
+    Raises:
+        ImageError: As for `decode`; ``max_pixels`` counts before reducing.
+
+    Example:
+        >>> Image.new("RGB", (100, 201)).save(file := io.BytesIO(), "JPEG")
+        >>> decode_reduced(file.getvalue(), 30).box  # 101 rows of pixels
+        (0.0, 0.0, 50.0, 100.5)
+    """
     where = printable(name or (str(source) if isinstance(source, Path) else "<bytes>"))
     with _open(source, where) as file:
         kind, step = "file", "cannot read"
@@ -107,7 +143,8 @@ def decode(
             image = _FORMATS[kind][0](file)
             _check_size(image, where, max_pixels)
             step = "cannot decode"
-            return _rgb(image, where)
+            beyond = _reduce(image, least)
+            return _upright(_rgb(image, where), _turn(image), beyond)
         except ImageError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -281,11 +318,18 @@ def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _rgb(image: ImageFile.ImageFile, where: str) -> NDArray[np.uint8]:
-    """Decode an opened picture to uint8 (H, W, 3)."""
+def _reduce(image: ImageFile.ImageFile, least: int) -> tuple[float, float]:
+    """Have a large JPEG decoded at a lower scale; say how far its pixels then exceed it."""
+    large = min(image.size) >= 2 * least
+    if not large or (reduced := image.draft(None, (least, least))) is None:  # not a JPEG
+        return 0.0, 0.0
+    return image.width - reduced[1][2], image.height - reduced[1][3]
+
+
+def _rgb(image: ImageFile.ImageFile, where: str) -> Image.Image:
+    """Decode an opened picture to RGB, not turned yet."""
     _mend_transparent_colour(image)
     image.load()
-    turn = _turn(image)
     flat: Image.Image = image
     if image.mode in ("I", "F"):
         sort = "floating-point" if image.mode == "F" else "32-bit or signed integer"
@@ -298,9 +342,7 @@ def _rgb(image: ImageFile.ImageFile, where: str) -> NDArray[np.uint8]:
         flat = Image.fromarray(_grey_from_16_bits(image))
     elif image.has_transparency_data:
         flat = _over_white(image)
-    if flat.mode != "RGB":
-        flat = flat.convert("RGB")
-    return np.array(flat if turn is None else flat.transpose(turn))
+    return flat if flat.mode == "RGB" else flat.convert("RGB")
 
 
 def _mend_transparent_colour(image: ImageFile.ImageFile) -> None:
@@ -320,12 +362,20 @@ def _mend_transparent_colour(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def _turn(image: ImageFile.ImageFile) -> Image.Transpose | None:
+def _turn(image: ImageFile.ImageFile) -> _Turn:
     """Read how to turn a decoded picture. Pillow has turned TIFFs already and says so in EXIF."""
     try:
-        return _TURNS.get(image.getexif().get(Tag.Orientation, 1))
+        return _TURNS.get(image.getexif().get(Tag.Orientation, 1), _AS_IT_LIES)
     except Exception:  # broken EXIF: keep the picture as it lies
-        return None
+        return _AS_IT_LIES
+
+
+def _upright(flat: Image.Image, turn: _Turn, beyond: tuple[float, float]) -> Reduced:
+    how, order = turn
+    upright = flat if how is None else flat.transpose(how)
+    margins = (0.0, 0.0, *beyond)
+    left, upper, right, lower = (margins[edge] for edge in order)
+    return Reduced(np.array(upright), (left, upper, upright.width - right, upright.height - lower))
 
 
 def _grey_from_16_bits(image: ImageFile.ImageFile) -> NDArray[np.uint8]:

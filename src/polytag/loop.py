@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,10 @@ from polytag.config import Recipe
 from polytag.feed import NETWORK, Feed, Part, Pictures, derived
 from polytag.guards import Interrupt, explained, not_finite
 from polytag.history import EPOCH_HEADER, Epoch, History, validate
-from polytag.images import decode
+from polytag.judging import Judge
 from polytag.losses import average
 from polytag.model import Classifier
-from polytag.pipeline import batches, stream
-from polytag.preprocess import preprocess
-from polytag.processes import gathered, make_accelerator, merged, share, share_statistics
+from polytag.processes import Shell, make_accelerator, merged, share_statistics
 from polytag.progress import progress
 from polytag.runs import write_rows
 from polytag.schedules import SCHEDULES, Patience, Plateau, half_life_decay
@@ -49,6 +48,7 @@ from polytag.trainable import (
     optimiser_state,
     set_modes,
 )
+from polytag.trunk import Reuse, Split
 
 log = logging.getLogger("polytag")
 Floats = NDArray[np.float32]
@@ -106,6 +106,10 @@ class Loop:
         if self.device.type == "cuda":  # on a CPU it makes training no faster
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.feed = Feed(train, recipe, model.backbone.spec, self.rank, self.world)
+        self.reuse = Reuse(self.model, recipe, train, self.world)
+        self.judge = Judge(self.model, self.accelerator, self.config.batch)
+        self.trained: nn.Module = self.model
+        self.split: Split | None = None
         self.history = History(attributes)
         self.at = _Position()
         self.best_score = math.inf
@@ -116,11 +120,17 @@ class Loop:
         self.fresh_losses = self.row_losses.copy()
         self.saved = time.monotonic()
         self.ctrl_c, self.stopping, self.due = Interrupt(), False, False
+        self.deadline, self.late = math.inf, False
 
     # ------------------------------------------------------------------------------ the story
 
-    def run(self, *, resume: bool = False) -> History:
+    def run(self, *, resume: bool = False, deadline: float = math.inf) -> History:
         """Train, from the start or from the checkpoint, and return what was recorded.
+
+        Args:
+            resume: Go on from the checkpoint.
+            deadline: When `time.monotonic` passes it, the epoch ends where it stands, is judged,
+                and nothing more is trained.
 
         Raises:
             UserError: Memory ran out, the loss is not a number any more, or the checkpoint to
@@ -128,6 +138,7 @@ class Loop:
             ModelError: The checkpoint to resume cannot be read.
             KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
         """
+        self.deadline = deadline
         devices = [self.device] if self.device.type == "cuda" else []
         own_chance = torch.random.fork_rng(devices=devices)  # the caller's stays as it was
         with explained(self.recipe, self.device), self.ctrl_c.held(), own_chance:
@@ -146,9 +157,11 @@ class Loop:
                 elif stage > self.at.stage:
                     self.at = _Position(stage)
                     self._begin_stage()
-                while self.at.epoch < self.stage.epochs:
+                while self.at.epoch < self.stage.epochs and not self.late:
                     self._train_epoch()
                 self._end_stage()
+                if self.late:
+                    break
         return self.history
 
     @property
@@ -158,13 +171,18 @@ class Loop:
 
     def _begin_stage(self) -> None:
         """Freeze, and make what moves the rest: optimiser, running mean, schedules."""
-        freeze(self.model, self.stage.frozen)
+        freeze(self.model, self.stage.frozen, depthwise=self.config.freeze_depthwise)
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         log.info("%s: %s weights trained", self.stage.name, f"{count:,}")
         self.optimiser = make_optimiser(self.model, self.stage, self.config)
         self.accelerator.free_memory()  # of the stage before
+        self.trained, self.feed.kept = self.model, None
+        self.split = self.reuse.split(self.at.stage, self._stop_if_asked)
+        if self.split:
+            self.trained = self.reuse.trained(self.split)
+            self.feed.kept = partial(self.reuse.take, self.split)
         # In a shell: accelerate changes what it prepares, and the model is judged as it is kept.
-        shell = nn.Sequential(self.model)
+        shell = Shell(self.trained)
         self.prepared, self.stepper = self.accelerator.prepare(shell, self.optimiser)
         self.steps = self.feed.steps_an_epoch
         self.mean: RunningMean | None = None
@@ -176,7 +194,7 @@ class Loop:
 
     def _train_epoch(self) -> None:
         start = time.monotonic()
-        set_modes(self.model, freeze_norm=self.config.freeze_norm)
+        set_modes(self.trained, freeze_norm=self.config.freeze_norm)
         title = f"{self.stage.name} {self.at.epoch + 1}/{self.stage.epochs}"
         steps = self.feed.steps(self.at.stage, self.at.epoch, self.at.step, self.row_losses)
         # Closed whatever happens: its threads end with it.
@@ -189,6 +207,8 @@ class Loop:
                 self.at.step += 1
                 advance(1)
                 self._pause()
+                if self.late:
+                    break
         fresh = merged(torch.from_numpy(self.fresh_losses), self.accelerator).numpy()
         self.row_losses = np.where(np.isnan(fresh), self.row_losses, fresh)
         self.fresh_losses[:] = np.nan
@@ -234,9 +254,10 @@ class Loop:
     def _agree(self, loss: Tensor) -> float:
         """Return the loss of all processes; see whether one of them has to stop or to save."""
         due = time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes
-        asked = loss.new_tensor([loss, self.ctrl_c.pressed, due])
-        agreed, stop, save = self.accelerator.reduce(asked, "sum").tolist()
-        self.stopping, self.due = stop > 0, save > 0
+        late = time.monotonic() > self.deadline
+        asked = loss.new_tensor([loss, self.ctrl_c.pressed, due, late])
+        agreed, stop, save, over = self.accelerator.reduce(asked, "sum").tolist()
+        self.stopping, self.due, self.late = stop > 0, save > 0, over > 0
         return float(agreed)
 
     def _backward(self, part: Part, counts: Tensor, *, last: bool) -> Tensor:
@@ -244,12 +265,12 @@ class Loop:
 
         Processes exchange their gradients with the step's last part.
         """
-        images, targets, known = (
+        targets, known, *given = (
             tensor.to(self.device, non_blocking=True)
-            for tensor in (part.images, part.targets, part.known)
+            for tensor in (part.targets, part.known, *part.given)
         )
         with nullcontext() if last else self.accelerator.no_sync(self.prepared):
-            cells = self.cell_loss(self.prepared(images).float(), targets, known)
+            cells = self.cell_loss(self.prepared(*given).float(), targets, known)
             loss = average(cells, known, self.recipe.loss.per, counts)
             # Gradients are averaged over processes; the loss is a sum over them.
             self.accelerator.backward(loss * self.world)
@@ -282,29 +303,8 @@ class Loop:
     # ----------------------------------------------------------------------------- judging
 
     def predict(self, pictures: Pictures, state: dict[str, Tensor] | None = None) -> Floats:
-        """Return logits float32 (N, K) of pictures as they are judged, on every process.
-
-        In full precision, as in the model file.
-
-        Args:
-            pictures: N of them; their labels are not looked at.
-            state: Other weights than the model's.
-        """
-        model, spec = self.model.eval(), self.model.backbone.spec
-        state = state or model.state_dict()
-        mine = share(len(pictures), self.rank, self.world)
-        loaded = stream(
-            [pictures.paths[i] for i in mine], lambda path: preprocess(decode(path), spec)
-        )
-        answers: list[Tensor] = [torch.zeros((0, pictures.values.shape[1]))]
-        with torch.no_grad(), closing(loaded):
-            for batch in batches(loaded, self.config.batch):
-                for _, error in batch.failed:
-                    raise error
-                images = torch.from_numpy(batch.images).to(self.device)
-                answers.append(torch.func.functional_call(model, state, (images,)).cpu())
-        rows = gathered(torch.cat(answers), len(pictures), self.accelerator)
-        return np.asarray(rows.numpy())
+        """Return logits float32 (N, K) by the whole network, or with other weights than its own."""
+        return self.judge.predict(pictures, state or self.model.state_dict())
 
     def _judged_state(self) -> dict[str, Tensor]:
         return self.mean.state if self.mean else self.model.state_dict()
@@ -314,7 +314,7 @@ class Loop:
         validation, score = None, math.nan
         if self.choose:
             state = self._judged_state() if number else self.model.state_dict()
-            logits = self.predict(self.choose, state)
+            logits = self.judge.predict(self.choose, state, self.split)
             validation = validate(self.history.attributes, logits, self.choose.values)
             # Without both classes of any attribute there is no macro AP, in no epoch.
             by_loss = self.config.monitor == "loss" or math.isnan(validation.macro_ap)
@@ -385,6 +385,10 @@ class Loop:
         if self.accelerator.scaler and facts["scaler"]:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         log.info("%s", EPOCH_HEADER)
+
+    def _stop_if_asked(self) -> None:
+        if self.ctrl_c.pressed:
+            raise KeyboardInterrupt
 
     def _pause(self) -> None:
         """Between two steps: save if it is time to, end if somebody pressed Ctrl-C."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polytag.budget import Plan
 from polytag.config import Recipe
 from polytag.features import Extractor
 from polytag.frozen import FrozenBackbone
@@ -41,6 +42,7 @@ class Prepared:
         left_out: The other attributes, with the reason.
         place: Where the run will be.
         resuming: Whether it goes on from a checkpoint.
+        plan: How a budget of time is kept to; None: there is none.
     """
 
     recipe: Recipe
@@ -57,6 +59,7 @@ class Prepared:
     left_out: dict[str, str]
     place: Place
     resuming: bool
+    plan: Plan | None
 
     @property
     def values(self) -> Floats:

@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 from polytag.errors import ModelError
 from polytag.preprocess import PreprocessSpec
 
+MODEL, INT8_MODEL = "model.onnx", "model.int8.onnx"
+"""How a run's model files are called."""
+
+INT8_KEY = "polytag.int8"
+"""Metadata key of an INT8 file: JSON, the report that `polytag.quantise.export_int8` gives."""
+
 KEY = "polytag"
 FORMAT = 1
 

@@ -50,7 +50,7 @@ def clean_name(name: str, where: str = "") -> str:
     )
 
 
-def safe_join(folder: Path, name: str, where: str = "") -> Path:
+def safe_join(folder: Path, name: str, where: str = "", real: Path | None = None) -> Path:
     r"""Join a name from a label table to the image folder, and refuse to leave that folder.
 
     Both kinds of slash count as separators and both systems' absolute paths are refused
@@ -60,6 +60,7 @@ def safe_join(folder: Path, name: str, where: str = "") -> Path:
         folder: The image folder; it may itself be a link.
         name: As it stands in the table.
         where: What an error says about the place.
+        real: ``folder.resolve()``, if the caller joins many names.
 
     Raises:
         TableError: As `clean_name`; or a link leads out of the folder.
@@ -69,7 +70,7 @@ def safe_join(folder: Path, name: str, where: str = "") -> Path:
         'images/a/b.jpg'
     """
     path = folder / clean_name(name, where)
-    if not _inside(folder, path):
+    if not _inside(real or folder.resolve(), path):
         raise TableError(
             "the image name leads out of the image folder through a link",
             where=where,
@@ -79,8 +80,8 @@ def safe_join(folder: Path, name: str, where: str = "") -> Path:
     return path
 
 
-def _inside(folder: Path, path: Path) -> bool:
+def _inside(real: Path, path: Path) -> bool:
     try:
-        return path.resolve().is_relative_to(folder.resolve())
+        return path.resolve().is_relative_to(real)
     except (OSError, RuntimeError):  # a loop of links
         return False

@@ -79,10 +79,11 @@ def locate(table: LabelTable, folder: Path) -> tuple[list[Path], dict[int, UserE
     """
     if not folder.is_dir():
         raise UserError("no such folder of pictures", where=str(folder), fix="give it by --images")
+    real = folder.resolve()
     paths: list[Path] = []
     errors: dict[int, UserError] = {}
     for row, name in enumerate(table.images):
-        path = safe_join(folder, name, table.where(row))
+        path = safe_join(folder, name, table.where(row), real)
         if not path.exists():
             errors[row] = ImageError("no such file", where=name)
         paths.append(path)

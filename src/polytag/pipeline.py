@@ -3,7 +3,7 @@
 Decoding releases the interpreter's lock, so threads decode beside the engine that computes.
 There is no torch here: the feature extractor, the predictor and the server all read from it.
 
-    load = lambda path: preprocess(decode(path), spec)
+    load = lambda path: picture(path, spec)
     for batch in batches(stream(paths, load), size=32):
         probabilities = engine(batch.images)     # row i belongs to the i-th item that is ok
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -41,6 +42,18 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             DistributedDataParallelKwargs(find_unused_parameters=recipe.head.kind == "attention")
         ],
     )
+
+
+class Shell(nn.Module):
+    """Around a module that accelerate is to prepare: what it changes is the shell."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *given: Tensor) -> Any:
+        """Return what the module gives."""
+        return self.module(*given)
 
 
 def share(count: int, rank: int, world: int) -> range:

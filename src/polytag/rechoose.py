@@ -16,6 +16,7 @@ from polytag.errors import RecipeError
 from polytag.files import write_json, write_text
 from polytag.graph import rewrite_info
 from polytag.kept import read_run, write_judged
+from polytag.modelfile import INT8_MODEL, MODEL
 from polytag.names import safe_join
 from polytag.predictor import load
 from polytag.results import with_verdicts
@@ -86,5 +87,7 @@ def choose_anew(run: str | os.PathLike[str], changes: Mapping[str, object]) -> r
         words = "%d of %d pictures are not in %s any more: the report is without them"
         log.warning(words, missing, len(paths), images)
     metrics = write_views(read_run(folder), info, paths)
-    rewrite_info(folder / "model.onnx", info)
+    for name in (MODEL, INT8_MODEL):
+        if (folder / name).is_file():
+            rewrite_info(folder / name, info)
     return runs.Run(folder, evaluation, metrics)

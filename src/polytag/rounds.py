@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def train(given: Prepared) -> Trained:
     try:
         if is_main() and not given.resuming:
             write_text(run / "config.toml", to_toml(recipe))
-        tuned = [_tune(given, parts, run / place) for place, parts in plans.items()]
+        tuned: list[Tuned] = []
+        for place, parts in plans.items():
+            share = 1 / (len(plans) - len(tuned))  # of the time that is left
+            tuned.append(_tune(given, parts, run / place, share))
     except KeyboardInterrupt:
         raise interrupted(run) from None
     finally:
@@ -116,19 +120,24 @@ def _held_out(given: Prepared, rows: NDArray[np.bool_]) -> Words:
     return parts
 
 
-def _tune(given: Prepared, parts: Words, folder: Path) -> Tuned:
+def _tune(given: Prepared, parts: Words, folder: Path, share: float) -> Tuned:
     """Train, or read what a training that had ended left before the run was interrupted."""
-    features = given.features if given.recipe.head.init == "probe" else None
-    task = Task(given.names, given.rows.paths, given.values, given.groups, parts, features)
+    now, end = time.monotonic(), given.plan.deadline if given.plan else math.inf
     from_main(lambda: folder.mkdir(exist_ok=True))
     return finetune(
         given.recipe,
         copy.deepcopy(given.frozen.module()),
-        task,
+        _task(given, parts),
         folder=folder,
         pictures_hash=hashlib.sha256("".join(given.rows.hashes).encode()).hexdigest(),
         resume=given.resuming and has_checkpoint(folder),
+        deadline=now + share * (end - now),
     )
+
+
+def _task(given: Prepared, parts: Words) -> Task:
+    features = given.features if given.recipe.head.init == "probe" else None
+    return Task(given.names, given.rows.paths, given.values, given.groups, parts, features)
 
 
 def _choosing(given: Prepared, parts: Words, logits: Floats) -> Choosing | None:

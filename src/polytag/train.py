@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from polytag import probe, runs
 from polytag.artefacts import Outcome, write_run
+from polytag.budget import chosen_rows, make_plan, parse_budget
 from polytag.checkpoint import has_checkpoint, interrupted, remove_checkpoints
 from polytag.config import Recipe, load_recipe
 from polytag.decide import calibrate, check_decisions, decide, judge
@@ -183,6 +184,7 @@ def _prepare(
     max_skipped: float,
 ) -> Prepared:
     resuming = place.made is not None
+    started = time.monotonic()
     # 1. Every name of the recipe becomes a thing first, so that a mistake costs no time.
     chosen = chosen.replace({"device": resolve_device(chosen.device)})
     _check(chosen)
@@ -193,7 +195,13 @@ def _prepare(
         runs.check_run_name(place.runs, place.name)
     frozen = _freeze(chosen)
     extractor = make_extractor(frozen, chosen.features, chosen.device)
-    recipe = _resolved(chosen, frozen, extractor, table, images)
+    plan = None
+    if chosen.budget:
+        plan = make_plan(chosen, frozen, extractor, table, located[0], started)
+        chosen, table = plan.recipe, chosen_rows(plan, table)
+        located = locate(table, images)
+        extractor = make_extractor(frozen, chosen.features, chosen.device)
+    recipe = _resolved(chosen, frozen, extractor, table, images, located[0])
 
     # 2. Every picture is decoded once, to features. What cannot be is skipped; too much stops.
     rows, features = rows_with_features(table, *located, extractor)
@@ -221,6 +229,7 @@ def _prepare(
         left_out=left_out,
         place=place,
         resuming=resuming,
+        plan=plan,
     )
 
 
@@ -247,6 +256,10 @@ def _freeze(recipe: Recipe) -> FrozenBackbone:
 def _check(recipe: Recipe) -> None:
     """Refuse fields that do not go together, and names that nothing has."""
     check_decisions(recipe.decisions)
+    if recipe.budget:
+        parse_budget(recipe.budget)
+        if world() > 1:
+            raise RecipeError("a budget is kept by one process only", where="budget")
     if recipe.method == "finetune":
         from polytag import finetune
 
@@ -317,12 +330,17 @@ def _resolved(
     extractor: Extractor,
     table: LabelTable,
     images: Path,
+    paths: Sequence[Path],
 ) -> Recipe:
     """Return the recipe with every ``auto`` replaced that would be decided the same again.
 
     ``probe.l2`` stays as it is: it is chosen by the data, anew in every fold.
     """
     spec, weights, given = frozen.spec, recipe.backbone.weights, recipe.split.given
+    if recipe.method == "finetune":
+        from polytag.finetune import settle
+
+        recipe = settle(recipe, frozen.module(), len(table.attributes), paths)
     return recipe.replace(
         {
             "backbone.weights": str(Path(weights).absolute()) if Path(weights).suffix else weights,
@@ -336,5 +354,6 @@ def _resolved(
             "data.labels": str(Path(table.source).absolute()) if table.source else "",
             "data.images": str(images.absolute()),
             "data.attributes": table.attributes,
+            "budget": "",  # what fitted stands in the other fields
         }
     )

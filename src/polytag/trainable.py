@@ -22,7 +22,7 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
-def frozen_depth(backbone: Backbone, frozen: int | str) -> int:
+def frozen_depth(backbone: Backbone, frozen: float | str) -> int:
     """Return the depth down to which a backbone is frozen; -1: not at all.
 
     Raises:
@@ -39,30 +39,34 @@ def frozen_depth(backbone: Backbone, frozen: int | str) -> int:
             expected=f"at most {blocks}, backbone, or nothing",
             fix="--set stages.0.frozen=backbone (stages.1 in a recipe of two stages)",
         )
+    if isinstance(frozen, float):
+        return int(frozen * blocks)
     return frozen if isinstance(frozen, int) else blocks
 
 
-def freeze(model: Classifier, frozen: int | str) -> list[str]:
+def freeze(model: Classifier, frozen: float | str, *, depthwise: bool = False) -> list[str]:
     """Say which parameters are trained from now on, and return their names.
 
     Args:
         model: Backbone and head; the head is always trained.
-        frozen: ``nothing``, ``backbone``, or a number: the stem and so many blocks.
+        frozen: ``nothing``, ``backbone``, or a number: the stem and so many blocks, below 1 a
+            share of them.
+        depthwise: Whether depthwise convolutions are frozen wherever they stand.
 
     Raises:
         RecipeError: The backbone has not so many blocks.
     """
     depths, deepest = model.backbone.depths(), frozen_depth(model.backbone, frozen)
-    trained = []
     for name, parameter in model.named_parameters():
         depth = depths.get(name.removeprefix("backbone."))
         parameter.requires_grad = depth is None or depth > deepest
-        if parameter.requires_grad:
-            trained.append(name)
-    return trained
+    for module in model.modules() if depthwise else ():
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            module.weight.requires_grad = False
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def set_modes(model: Classifier, *, freeze_norm: bool) -> None:
+def set_modes(model: nn.Module, *, freeze_norm: bool) -> None:
     """Put what is trained into training mode, and what is frozen into evaluation mode.
 
     So a frozen layer keeps its BatchNorm statistics and drops nothing out; with ``freeze_norm``

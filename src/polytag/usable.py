@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polytag.errors import UserError
-from polytag.images import content_hash, decode
+from polytag.images import content_hash, decode_reduced
 from polytag.looks import SIDE, look
 from polytag.pictures import Rows, rows_without
 from polytag.pipeline import stream
 from polytag.progress import progress
 from polytag.table import LabelTable
+
+_LEAST = 32 * SIDE  # pixels a side are enough for a look
 
 
 def usable_rows(table: LabelTable, paths: Sequence[Path], errors: Mapping[int, UserError]) -> Rows:
@@ -30,8 +32,8 @@ def usable_rows(table: LabelTable, paths: Sequence[Path], errors: Mapping[int, U
     looks = np.zeros((len(table), SIDE, SIDE, 3), dtype=np.uint8)
 
     def check(row: int) -> tuple[str, NDArray[np.uint8]]:
-        image = decode(paths[row])
-        return content_hash(paths[row]), look(image)
+        # Reduced, a picture is read to its end all the same.
+        return content_hash(paths[row]), look(decode_reduced(paths[row], _LEAST).pixels)
 
     with progress("checking", len(there), "pictures") as advance:
         for row, result in stream(there, check):

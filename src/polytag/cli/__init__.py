@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 import click
 
-from polytag.cli import auditing, judging, training, using
+from polytag.cli import auditing, caching, exporting, judging, training, using
 from polytag.cli.common import cli
 from polytag.errors import PolytagError, UserError
 from polytag.files import CANNOT_WRITE
 
-__all__ = ["auditing", "cli", "judging", "main", "training", "using"]
+__all__ = ["auditing", "caching", "cli", "exporting", "judging", "main", "training", "using"]
 
 
 @contextmanager

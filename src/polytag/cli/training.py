@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--runs", type=PATH, default="runs", show_default=True, help="Where runs are kept.")
 @click.option("--seed", type=int, help="[--set seed=]")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.  [--set device=]")
+@click.option("--engine", help="auto, onnxruntime, openvino.  [--set features.engine=]")
 @click.option("--title", help="Of loss_curve.png.  [--set title=]")
 @click.option("--epochs", type=int, help="Of every stage.  [--set stages.*.epochs=]")
 @click.option("--batch", type=int, help="[--set training.batch=]")
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--target", help="Of thresholds: f1, precision=0.9 ...  [--set decisions.target=]")
 @click.option("--max-error", type=float, help="Else unsure.  [--set decisions.max_error=]")
 @click.option("--confidence", type=float, help="Of it.  [--set decisions.confidence=]")
+@click.option("--budget", metavar="5m", help="The best that fits: 90s, 5m, 1h30m.  [--set budget=]")
 @click.option("--resume", "run_to_resume", type=PATH, help="Go on with an interrupted run.")
 @json_option
 def train(**options: Any) -> None:
@@ -82,6 +84,7 @@ def _train_anew(options: dict[str, Any]) -> Run:
     flags = {
         "backbone.name": "backbone",
         "backbone.weights": "weights",
+        "features.engine": "engine",
         "training.batch": "batch",
         "stages.*.epochs": "epochs",
         "split.holdout": "holdout",
@@ -91,7 +94,9 @@ def _train_anew(options: dict[str, Any]) -> Run:
         "decisions.max_error": "max_error",
         "decisions.confidence": "confidence",
     }
-    flags |= {key: key for key in ("seed", "device", "title")}
+    flags |= {key: key for key in ("seed", "device", "title", "budget")}
+    if options["budget"] is not None and not _said("recipe"):
+        options["recipe"] = "finetune"  # which becomes the probe where there is no time for it
     changes = parse_changes(options["settings"])
     changes |= {key: options[flag] for key, flag in flags.items() if options[flag] is not None}
     if options["target"] is not None:
@@ -126,13 +131,17 @@ def _train_anew(options: dict[str, Any]) -> Run:
     )
 
 
+def _said(option: str) -> bool:
+    """Say whether an option stands on the command line."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is ParameterSource.COMMANDLINE
+
+
 def _go_on(options: dict[str, Any]) -> Run:
     """Resume a run with its own settings; only where its data is may be said anew."""
     context = click.get_current_context()
     for key in context.params:
-        where = context.get_parameter_source(key)
-        beside = ("run_to_resume", "as_json", "labels", "images")
-        if key not in beside and where is ParameterSource.COMMANDLINE:
+        if key not in ("run_to_resume", "as_json", "labels", "images") and _said(key):
             raise click.UsageError(
                 f"--resume goes on with the run's own settings; leave out {key}", context
             )

@@ -24,6 +24,8 @@ from polytag.errors import RecipeError, SkippedError
 if TYPE_CHECKING:
     from polytag.predictions import Predictions
 
+_MOST_SHOWN = 20  # errors on the terminal; the answers hold them all
+
 
 @cli.command()
 @data_options(required=True)
@@ -54,6 +56,13 @@ def inspect(**options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option("--out", type=PATH, help="Write to a file instead of the terminal.")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the model: onnxruntime or openvino.",
+)
 @max_skipped_option
 def predict(
     run: Path,
@@ -63,6 +72,7 @@ def predict(
     form: str | None,
     as_json: bool,
     out: Path | None,
+    engine: str,
     max_skipped: float,
 ) -> None:
     """Say which attributes pictures show: files, folders, 'patterns*.jpg'."""
@@ -71,24 +81,32 @@ def predict(
     from polytag.progress import progress
 
     form = choose_format("json" if as_json else form, out)
-    predictor = load(run).with_thresholds(threshold, parse_thresholds(thresholds))
+    predictor = load(run, engine).with_thresholds(threshold, parse_thresholds(thresholds))
     paths = find_images(pictures)
-    failed: list[str] = []
+    failed = 0
+    shown: list[str] = []
 
     def answers() -> Iterator[Predictions]:
+        nonlocal failed
         # A bar on the terminal that the answers are written to would run into them.
         steps = len(paths) if out or not sys.stdout.isatty() else 0
         with progress("predicting", steps, "pictures") as advance:
             for chunk in predictor.stream((str(path), path) for path in paths):
-                failed.extend(error for error in chunk.errors if error)
+                errors = [error for error in chunk.errors if error]
+                failed += len(errors)
+                shown.extend(errors[: _MOST_SHOWN - len(shown)])
                 advance(len(chunk))
                 yield chunk
 
     write_predictions(answers(), form, out)
-    for error in failed if form != "text" else ():
-        logging.getLogger("polytag").warning("%s", error)
-    if len(failed) > max_skipped * len(paths):
-        raise SkippedError(f"{len(failed)} of {len(paths)} pictures could not be read")
+    if form != "text":
+        log = logging.getLogger("polytag")
+        for error in shown:
+            log.warning("%s", error)
+        if failed > len(shown):
+            log.warning("and %d more: their rows say why", failed - len(shown))
+    if failed > max_skipped * len(paths):
+        raise SkippedError(f"{failed} of {len(paths)} pictures could not be read")
 
 
 def choose_format(form: str | None, out: Path | None) -> str:

@@ -77,6 +77,11 @@ class Recipe(Section):
         description="probe: a logistic regression on a frozen backbone; finetune: the network "
         "itself, or the later part of it.",
     )
+    budget: str = Field(
+        "",
+        description="Time that all may take, such as 90s, 5m or 1h30m: the best that fits is "
+        "trained. A fine-tuning gets more or fewer epochs, or becomes its probe.",
+    )
     seed: int = Field(42, ge=0, description="Decides the folds and everything else drawn.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     title: str = Field("training loss", description="Title of loss_curve.png.")

@@ -77,8 +77,10 @@ class FeaturesConfig(Section):
     flip: bool = Field(
         True, description="Train on the mirrored picture too. False where left and right differ."
     )
-    engine: Literal["auto", "onnxruntime", "torch"] = Field(
-        "auto", description="auto: onnxruntime on a CPU, where it is faster, torch else."
+    engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
+        "auto",
+        description="What runs the frozen network; auto: on a CPU what a short trial finds the "
+        "fastest of onnxruntime and, where it is installed, openvino; else torch.",
     )
     batch: int = Field(32, ge=1, description="Pictures at a time; more gains nothing on a CPU.")
 
