@@ -39,7 +39,7 @@ TINY_FLAGS = [word for key, value in TINY.items() for word in ("--set", f"{key}=
 QUICK_FLAGS = [*TINY_FLAGS, "--set", "split.folds=3", "--set", "probe.l2=1.0"]
 VERBS = (
     *("inspect", "audit", "train", "thresholds", "import", "evaluate", "compare", "predict"),
-    *("recipes", "demo"),
+    *("recipes", "demo", "export", "cache"),
 )
 
 

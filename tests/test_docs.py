@@ -40,13 +40,25 @@ FILE = re.compile(r"[\w-]+\.(?:onnx|safetensors|toml|csv|json|parquet|png|html|m
 SOMEBODYS_PATH = re.compile(r"(?<![\w.~-])/(?:home|Users|root|work)/[\w.-]+|\b[A-Z]:\\+Users\\")
 
 
+def commands(group: click.Group, names: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:
+    """Yield the program, its verbs and the verbs of a verb, each with its whole name."""
+    yield " ".join(names), group
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*names, name))
+        else:
+            yield " ".join((*names, name)), command
+
+
+COMMANDS = dict(commands(cli, ("polytag",)))
+
+
 def cli_reference() -> str:
     """Return docs/cli.md: the help of the program and of each verb, 80 columns wide."""
-    root = click.Context(cli, info_name="polytag", terminal_width=80, **cli.context_settings)
-    pages = [("polytag", cli.get_help(root))]
-    for name, command in cli.commands.items():
-        context = click.Context(command, root, name)
-        pages.append((f"polytag {name}", command.get_help(context)))
+    pages = []
+    for title, command in COMMANDS.items():
+        settings = {"info_name": title, "terminal_width": 80, **cli.context_settings}
+        pages.append((title, command.get_help(click.Context(command, **settings))))
     written = f"Written by `{REGENERATE}` from the program's own help; a test compares the two."
     parts = ["# The command line", written]
     parts += [f"## {title}\n\n```text\n{text}\n```" for title, text in pages]
@@ -67,9 +79,9 @@ def test_the_command_line_reference_is_what_the_program_says():
     assert there == cli_reference(), f"docs/cli.md is out of date; write it anew: {REGENERATE}"
 
 
-@pytest.mark.parametrize("verb", cli.commands)
-def test_every_verb_and_every_option_has_help(verb):
-    command = cli.commands[verb]
+@pytest.mark.parametrize("title", COMMANDS)
+def test_every_verb_and_every_option_has_help(title):
+    command = COMMANDS[title]
     assert command.help
     options = [each for each in command.params if isinstance(each, click.Option)]
     assert not [option.name for option in options if not option.help]

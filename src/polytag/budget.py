@@ -144,45 +144,50 @@ def make_plan(
         RecipeError: The budget cannot be read, or not even the least that can be done fits.
     """
     budget = parse_budget(recipe.budget)
-    end = started + budget
     sample = _sample(paths, recipe.seed)
-    features = seconds_a_picture(sample, extractor)
+    features = seconds_a_picture(sample, extractor) * len(table)
     cells = len(table) * len(table.attributes) / 1000 * frozen.width / 2848
     slow = _slowness()
-    probe, closing = (slow * (fixed + each * cells) for fixed, each in (_PROBE, _CLOSING))
-    known = {"features": features * len(table), "probe": probe, "numbers": closing}
+    probe, numbers = (slow * (fixed + each * cells) for fixed, each in (_PROBE, _CLOSING))
+    known = {"features": features, "probe": probe, "numbers": numbers}
+    end = started + budget
     left = _SLACK * (end - time.monotonic())
+    plan = None
     if recipe.method == "finetune":
-        known["numbers"] += slow * _EXPORT
-        tuned = _tuned(recipe, frozen, table, sample, left - sum(known.values()))
-        if tuned:
-            chosen, training = tuned
-            seconds = known | {"training": training}
-            reserve = known["numbers"] / _SLACK
-            plan = Plan(chosen, len(table), seconds, budget, end - reserve)
-            log.info("%s", plan.told(len(table)))
-            return plan
-        log.info("fine-tuning does not fit %s: the probe is trained", spoken(budget))
+        longer = known | {"numbers": numbers + slow * _EXPORT}
+        chosen = _tuned(recipe, frozen, table, sample, left - sum(longer.values()))
+        if chosen:
+            deadline = end - longer["numbers"] / _SLACK
+            plan = Plan(chosen[0], len(table), longer | {"training": chosen[1]}, budget, deadline)
+        else:
+            log.info("fine-tuning does not fit %s: the probe is trained", spoken(budget))
+    plan = plan or _probe_plan(recipe, len(table), known, budget, end, left)
+    log.info("%s", plan.told(len(table)))
+    return plan
+
+
+def _probe_plan(
+    recipe: Recipe, count: int, known: dict[str, float], budget: float, end: float, left: float
+) -> Plan:
+    """Return the plan of a probe, on as many of N pictures as fit in ``left`` seconds."""
+    if recipe.method == "finetune":
         recipe = probe_of(recipe)
-        known["numbers"] = closing
-    plain = recipe
     if sum(known.values()) > left and recipe.features.flip:
-        plain = recipe.replace({"features.flip": False})
-        known["features"] /= 2
-    share = min(1.0, left / sum(known.values()))
-    rows = math.floor(share * len(table))
-    if share < 1 and rows < min(_FEWEST, len(table)):
-        least = _FEWEST / len(table) * sum(known.values()) / _SLACK
+        recipe = recipe.replace({"features.flip": False})
+        known = known | {"features": known["features"] / 2}
+    whole = sum(known.values())
+    share = min(1.0, max(0.0, left) / whole)
+    rows = math.floor(share * count)
+    if rows < min(_FEWEST, count):
+        least = budget + (min(1.0, _FEWEST / count) * whole - left) / _SLACK
         raise RecipeError(
             "the budget is too short to train anything",
             where="budget",
             got=spoken(budget),
-            expected=f"at least about {spoken(math.ceil(budget - left / _SLACK + least))}",
+            expected=f"at least about {spoken(math.ceil(least))}",
         )
-    known = {name: share * value for name, value in known.items()}
-    plan = Plan(plain, rows, known, budget, end)
-    log.info("%s", plan.told(len(table)))
-    return plan
+    seconds = {name: share * value for name, value in known.items()}
+    return Plan(recipe, rows, seconds, budget, end)
 
 
 def probe_of(recipe: Recipe) -> Recipe:
