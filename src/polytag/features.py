@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,29 @@ def extract(paths: Sequence[Path], extractor: Extractor) -> Extracted:
         paths: N files.
         extractor: How to compute features.
     """
+    store = FeatureStore(cache_folder() / "features" / extractor.key)
+    with ThreadPoolExecutor(1) as beside:
+        # An engine takes as long to load as a hundred pictures: they are hashed and decoded
+        # meanwhile.
+        loading = None if len(store) or not paths else beside.submit(extractor.load)
+        hashes, errors = _hashed(paths)
+        # Byte-identical files are computed once; the first one stands for them.
+        first = {text: paths[index] for index, text in reversed(list(enumerate(hashes))) if text}
+        missing = {text: path for text, path in first.items() if text not in store}
+        found = len(first) - len(missing)
+        log.info("features: %d in the cache, %d to compute", found, len(missing))
+        if missing:
+            loading = loading or beside.submit(extractor.load)
+            broken = _fill(store, missing, extractor, loading)
+            for index, text in enumerate(hashes):
+                if text in broken:
+                    errors[index], hashes[index] = broken[text], ""
+    features, looks = store.read(hashes)
+    return Extracted(features, hashes, errors, looks)
+
+
+def _hashed(paths: Sequence[Path]) -> tuple[list[str], dict[int, UserError]]:
+    """Return content hashes, empty where a file cannot be read, and why by its position."""
     hashes: list[str] = []
     errors: dict[int, UserError] = {}
     with progress("hashing", len(paths), "files") as advance:
@@ -175,26 +199,18 @@ def extract(paths: Sequence[Path], extractor: Extractor) -> Extracted:
                 errors[index] = result
             hashes.append("" if isinstance(result, UserError) else result)
             advance(1)
-    # Byte-identical files are computed once; the first one stands for them.
-    first = {text: paths[index] for index, text in reversed(list(enumerate(hashes))) if text}
-    store = FeatureStore(cache_folder() / "features" / extractor.key)
-    missing = {text: path for text, path in first.items() if text not in store}
-    log.info("features: %d in the cache, %d to compute", len(first) - len(missing), len(missing))
-    broken = _fill(store, missing, extractor) if missing else {}
-    for index, text in enumerate(hashes):
-        if text in broken:
-            errors[index], hashes[index] = broken[text], ""
-    features, looks = store.read(hashes)
-    return Extracted(features, hashes, errors, looks)
+    return hashes, errors
 
 
 def _fill(
-    store: FeatureStore, missing: Mapping[str, Path], extractor: Extractor
+    store: FeatureStore,
+    missing: Mapping[str, Path],
+    extractor: Extractor,
+    loading: Future[Engine],
 ) -> dict[str, UserError]:
     """Compute and keep the features of ``missing`` (hash -> file); return those that are broken."""
     count = 1 + extractor.flip
     make_room(len(missing) * count * extractor.width * 4, store.folder)
-    engine = extractor.load()
     broken: dict[str, UserError] = {}
     names: list[str] = []
     rows: list[Floats] = []
@@ -202,7 +218,7 @@ def _fill(
 
     def load(text: str) -> NDArray[np.uint8]:
         image = decoded(missing[text], extractor.spec)
-        looks[text] = look(image.pixels)
+        looks[text] = look(image.image)
         return resized(image, extractor.spec)
 
     def keep() -> None:
@@ -218,7 +234,7 @@ def _fill(
         for batch in batches(stream(missing, load, ahead=2 * extractor.batch), extractor.batch):
             broken.update(batch.failed)
             if len(batch.images):
-                done = _of_views(engine, batch.images, count)
+                done = _of_views(loading.result(), batch.images, count)
                 names += [name for name, ok in zip(batch.items, batch.ok, strict=True) if ok]
                 rows.append(done)
             if len(names) >= _SHARD_ROWS:

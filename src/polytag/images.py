@@ -75,12 +75,12 @@ class Reduced(NamedTuple):
     """A picture decoded at its own scale or at 1/2, 1/4 or 1/8 of it.
 
     Attributes:
-        pixels: uint8 (H, W, 3), as `decode` gives them.
-        box: The picture's left, upper, right and lower edge in ``pixels``: where the scale does
-            not divide its size, they exceed it.
+        image: RGB, upright. Pillow's, as a copy to an array and back takes as long as decoding.
+        box: The picture's left, upper, right and lower edge in ``image``: where the scale does
+            not divide its size, its pixels exceed it.
     """
 
-    pixels: NDArray[np.uint8]
+    image: Image.Image
     box: tuple[float, float, float, float]
 
 
@@ -115,7 +115,7 @@ def decode(
         polytag.errors.ImageError: photo.jpg: not a picture; got a file that begins with
         b'<!DOCTYPE html>', expected JPEG, PNG, WebP, BMP, GIF or TIFF
     """
-    return decode_reduced(source, MAX_SIDE, name=name, max_pixels=max_pixels).pixels
+    return np.array(decode_reduced(source, MAX_SIDE, name=name, max_pixels=max_pixels).image)
 
 
 def decode_reduced(
@@ -375,7 +375,7 @@ def _upright(flat: Image.Image, turn: _Turn, beyond: tuple[float, float]) -> Red
     upright = flat if how is None else flat.transpose(how)
     margins = (0.0, 0.0, *beyond)
     left, upper, right, lower = (margins[edge] for edge in order)
-    return Reduced(np.array(upright), (left, upper, upright.width - right, upright.height - lower))
+    return Reduced(upright, (left, upper, upright.width - right, upright.height - lower))
 
 
 def _grey_from_16_bits(image: ImageFile.ImageFile) -> NDArray[np.uint8]:

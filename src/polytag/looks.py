@@ -15,11 +15,11 @@ _WAVES = np.cos(np.pi / SIDE * np.outer(np.arange(SIDE), np.arange(SIDE) + 0.5))
 _BITS = np.uint64(1) << np.arange(SIDE * SIDE, dtype=np.uint64)
 
 
-def look(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def look(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
     """Shrink a decoded picture to 8 x 8 pixels, whatever its proportions.
 
     Args:
-        image: uint8 (H, W, 3), RGB, as `polytag.images.decode` gives it.
+        image: uint8 (H, W, 3), RGB, as `polytag.images.decode` gives it; or Pillow's.
 
     Returns:
         uint8 (8, 8, 3); each pixel is an average over its part of the picture.
@@ -28,7 +28,8 @@ def look(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         >>> look(np.full((50, 30, 3), 200, np.uint8)).shape
         (8, 8, 3)
     """
-    small = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    small = whole.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.array(small)
 
 

@@ -148,8 +148,8 @@ def decoded(source: Path | bytes, spec: PreprocessSpec, name: str = "") -> Reduc
     Example:
         Not run: it needs a file.
 
-        >>> decoded(Path("photo.jpg"), PreprocessSpec(224)).pixels.shape     # doctest: +SKIP
-        (512, 768, 3)
+        >>> decoded(Path("photo.jpg"), PreprocessSpec(224)).image.size       # doctest: +SKIP
+        (768, 512)
     """
     share = spec.crop_fraction if spec.resize == "crop" else 1
     return decode_reduced(source, ceil(GAP * spec.size / share), name=name)
@@ -159,11 +159,11 @@ def resized(image: Reduced, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """Bring a picture from `decoded` to a model's input size: the second half of `picture`.
 
     Example:
-        >>> grey = Reduced(np.full((6, 4, 3), 127, np.uint8), (0, 0, 4, 5.5))
+        >>> grey = Reduced(Image.new("RGB", (4, 6), "grey"), (0, 0, 4, 5.5))
         >>> resized(grey, PreprocessSpec(2)).shape
         (2, 2, 3)
     """
-    return np.array(_RESIZES[spec.resize](Image.fromarray(image.pixels), image.box, spec))
+    return np.array(_RESIZES[spec.resize](image.image, image.box, spec))
 
 
 def preprocess(image: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
@@ -189,7 +189,7 @@ def preprocess(image: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uin
         got = f"{image.dtype} {image.shape}"
         raise ImageError("not a decoded picture", got=got, expected="uint8 (H, W, 3)")
     height, width, _ = image.shape
-    return resized(Reduced(image, (0, 0, width, height)), spec)
+    return resized(Reduced(Image.fromarray(image), (0, 0, width, height)), spec)
 
 
 _Box = tuple[float, float, float, float]

@@ -54,6 +54,10 @@ class FeatureStore:
         for shard in sorted(folder.glob("[!.]*.npy")):
             self._open(shard)
 
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return len(self._places)
+
     def __contains__(self, text: str) -> bool:
         """Say whether the row is there and as it was written."""
         if (place := self._places.get(text)) is None:

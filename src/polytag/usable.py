@@ -33,7 +33,7 @@ def usable_rows(table: LabelTable, paths: Sequence[Path], errors: Mapping[int, U
 
     def check(row: int) -> tuple[str, NDArray[np.uint8]]:
         # Reduced, a picture is read to its end all the same.
-        return content_hash(paths[row]), look(decode_reduced(paths[row], _LEAST).pixels)
+        return content_hash(paths[row]), look(decode_reduced(paths[row], _LEAST).image)
 
     with progress("checking", len(there), "pictures") as advance:
         for row, result in stream(there, check):
