@@ -67,8 +67,9 @@ class Machine:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.picture, self.epoch, self.slow = 0.01, 10.0, 1.0
-        self.clock = 1000.0
+        self.clock, self.missing = 1000.0, 0
         patch.setattr(budget, "seconds_a_picture", lambda sample, extractor: self.picture)
+        patch.setattr(budget, "count_missing", lambda paths, extractor: self.missing or len(paths))
         patch.setattr(budget, "_slowness", lambda: self.slow)
         patch.setattr(budget, "_cost_of_training", self.cost)
         patch.setattr(budget.time, "monotonic", lambda: self.clock)
@@ -152,6 +153,26 @@ def test_a_probe_goes_without_mirrored_pictures_then_without_some(plan, machine)
     assert f"{fewer.rows} of 1000 pictures" in fewer.told(1000)
 
 
+def test_what_is_in_the_cache_takes_no_time(plan, machine):
+    """And so nothing is left out that would save nothing."""
+    machine.picture = 0.05
+    assert not plan("40s", recipe="probe").recipe.features.flip
+    machine.missing = 10
+    made = plan("40s", recipe="probe")
+    assert made.recipe.features.flip and made.seconds["features"] == pytest.approx(0.5)
+
+
+def test_the_time_that_measuring_takes_is_counted(plan, machine, monkeypatch):
+    def slow_to_measure(*_: object) -> Any:
+        machine.clock += 40
+        return lambda stages: 1e9
+
+    assert plan("50s", recipe="probe").rows == 1000
+    monkeypatch.setattr(budget, "_cost_of_training", slow_to_measure)
+    machine.picture = 0.02
+    assert plan("50s", recipe="finetune").rows < 1000
+
+
 def test_a_slow_machine_plans_less(plan, machine):
     machine.epoch = 0.0  # what remains is arithmetic
     machine.slow = 1.0
@@ -222,6 +243,7 @@ def test_a_run_says_its_plan_and_can_be_repeated_without_it(train, tmp_path, cap
 def test_fewer_pictures_are_used_where_time_is_short(train, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "_FEWEST", 30)
     monkeypatch.setattr(budget, "seconds_a_picture", lambda sample, extractor: 4.0)
+    monkeypatch.setattr(budget, "count_missing", lambda paths, extractor: len(paths))
     monkeypatch.setattr(budget, "_slowness", lambda: 0.01)
     made = train(tmp_path, QUICK | {"budget": "100s"}, max_skipped=0.2)
     assert made.metrics["rows"] + made.metrics["skipped"] == made.metrics["budget"]["pictures"] < 62
@@ -256,7 +278,8 @@ def test_the_command_line_fine_tunes_in_a_budget_unless_told_otherwise(monkeypat
     answer: Answer = cli(*world_words)
     assert answer.code == 2 and asked == ["finetune 5m"]
     cli(*world_words, "--recipe", "probe")
-    assert asked[1] == "probe 5m"
+    cli("train", "labels.csv", "--images", ".", "--set", "budget=5m")
+    assert asked[1:] == ["probe 5m", "finetune 5m"]
 
 
 def test_a_wrong_budget_is_found_before_any_work(train, tmp_path):

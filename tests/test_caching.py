@@ -40,8 +40,8 @@ def key(number: int) -> str:
 def entry(place: Path, kind: str, number: int, size: int = 1000, days: float = 0) -> Path:
     """Make an entry of some bytes that was last used some days ago."""
     path = place / kind / key(number)
-    if kind in ("engines", "graphs"):
-        path = path.with_suffix(".json" if kind == "engines" else ".onnx")
+    if kind == "engines":
+        path = path.with_suffix(".json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(size))
     else:
@@ -64,14 +64,12 @@ def test_what_is_there_is_listed_by_kind_the_newest_first(place):
     entry(place, "features", 2, 500, days=3)
     entry(place, "features", 3, 600, days=1)
     entry(place, "engines", 4, 10)
-    entry(place, "graphs", 5, 20)
     found = [(each.kind, each.what, each.bytes, each.files) for each in entries(place)]
     assert found == [
         ("features", key(3), 600, 1),
         ("features", key(2), 500, 1),
         ("trunks", key(1), 700, 1),
         ("engines", key(4), 10, 1),
-        ("graphs", key(5), 20, 1),
     ]
     assert entries(place)[1].used == pytest.approx(time.time() - 3 * DAY, abs=60)
 
@@ -90,7 +88,7 @@ def test_nothing_that_is_not_ours_is_listed_or_removed(place, tmp_path):
     for name in (
         *("notes.txt", "features/notes.npy", "features/dresses/a.npy", "photos/" + key(1)),
         *(f"features/{key(1)[1:]}/a.npy", f"features/{key(1)}0/a.npy", "engines/steam.json"),
-        *("graphs/mine.onnx", f"graphs/{key(2)}.onnx.bak", f"engines/{key(3)}.toml", "trunks/elm"),
+        *("graphs/mine.onnx", f"engines/{key(3)}.toml", "trunks/elm"),
     ):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text("mine")
@@ -357,7 +355,7 @@ def test_clear_says_what_it_removed(place, cli):
     for number, kind in enumerate(KINDS):
         entry(place, kind, number)
     answer = cli("cache", "clear")
-    assert (answer.code, answer.out) == (0, "removed 5 entries, 5.0 kB\n")
+    assert (answer.code, answer.out) == (0, "removed 4 entries, 4.0 kB\n")
     assert entries(place) == []
     assert cli("cache", "clear").out == "removed 0 entries, 0 B\n"
 
@@ -365,8 +363,8 @@ def test_clear_says_what_it_removed(place, cli):
 def test_clear_of_some_kinds(place, cli):
     for number, kind in enumerate(KINDS):
         entry(place, kind, number)
-    cli("cache", "clear", "--kind", "trunks", "--kind", "graphs")
-    assert [each.kind for each in entries(place)] == ["features", "backbones", "engines"]
+    cli("cache", "clear", "--kind", "trunks", "--kind", "engines")
+    assert [each.kind for each in entries(place)] == ["features", "backbones"]
 
 
 @pytest.mark.parametrize(("age", "left"), [("30d", 2), ("1w", 1), ("24h", 1), ("90m", 0)])

@@ -87,6 +87,11 @@ def test_every_verb_and_every_option_has_help(title):
     assert not [option.name for option in options if not option.help]
 
 
+def test_no_number_is_still_to_be_filled_in():
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        assert "@@" not in path.read_text(encoding="utf-8"), path.name
+
+
 @pytest.mark.parametrize("verb", cli.commands)
 def test_every_verb_is_mentioned_in_the_readme(verb):
     found = re.search(rf"\bpolytag {verb}\b", readme())

@@ -226,7 +226,7 @@ def test_the_fastest_is_taken_and_remembered(winner, graph, memory, two_engines,
 def test_another_graph_other_versions_and_other_threads_are_measured_anew(
     graph, memory, two_engines, monkeypatch, tmp_path
 ):
-    bench = Bench(onnxruntime=1.0)
+    bench = Bench(onnxruntime=1.0, openvino=0.5)
     monkeypatch.setattr(engine, "_trial", bench)
     fastest_engine(graph)
     fastest_engine(small_network(tmp_path / "other.onnx", seed=1))
@@ -241,6 +241,13 @@ def test_another_graph_other_versions_and_other_threads_are_measured_anew(
     fastest_engine(graph)
     assert bench.asked == 5
     assert len(list(memory.iterdir())) == 5
+
+
+def test_a_trial_in_which_an_engine_failed_is_not_remembered(graph, two_engines, monkeypatch):
+    bench = Bench(onnxruntime=1.0)  # openvino could not be opened
+    monkeypatch.setattr(engine, "_trial", bench)
+    assert fastest_engine(graph) == fastest_engine(graph) == "onnxruntime"
+    assert bench.asked == 2
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def copy(run, tmp_path: Path) -> Path:
 def test_it_writes_both_files_and_tells_in_80_columns(copy, world, cli: Callable[..., Answer]):
     told = cli("export", copy, "--int8")
     assert told.code == 0, told.err
-    assert (copy / "model.int8.onnx").is_file() and (copy / "export.json").is_file()
+    assert (copy / "model.int8.onnx").is_file() and (copy / "model.int8.json").is_file()
     lines = told.out.splitlines()
     assert max(map(len, told.out.replace(str(copy), "").splitlines())) <= 80
     assert [line.split()[0] for line in lines[:5]] == ["AP", "macro", *LEARNT]
@@ -40,7 +40,7 @@ def test_a_refusal_ends_with_1_and_says_why(copy, monkeypatch, cli: Callable[...
     assert told.code == 1, told.err
     assert "refused: macro AP falls by" in told.out
     assert told.out.splitlines()[-1] == "nothing was written"
-    assert not (copy / "model.int8.onnx").exists() and not (copy / "export.json").exists()
+    assert not (copy / "model.int8.onnx").exists() and not (copy / "model.int8.json").exists()
 
 
 def test_json_is_all_that_stands_on_stdout(copy, tmp_path, cli: Callable[..., Answer]):
@@ -48,7 +48,7 @@ def test_json_is_all_that_stands_on_stdout(copy, tmp_path, cli: Callable[..., An
     told = cli("export", copy, "--int8", "--out", out, "--json")
     assert told.code == 0, told.err
     assert told.json["file"] == str(out) and told.json["accepted"] is True
-    assert sorted(p.name for p in out.parent.iterdir()) == ["export.json", "small.onnx"]
+    assert sorted(p.name for p in out.parent.iterdir()) == ["small.json", "small.onnx"]
     assert not (copy / "model.int8.onnx").exists()
 
 

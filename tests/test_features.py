@@ -308,6 +308,15 @@ def test_onnxruntime_is_refused_on_another_device_before_anything_is_computed(fr
         make_extractor(frozen, FeaturesConfig(engine="onnxruntime"), "cuda")
 
 
+def test_a_cache_that_is_too_small_says_so_and_keeps_what_is_needed(
+    counted, pictures, monkeypatch, caplog
+):
+    monkeypatch.setenv("POLYTAG_CACHE_SIZE", "1kB")
+    with caplog.at_level(logging.WARNING, "polytag"):
+        assert np.isfinite(extract(pictures, counted.of)[0]).all()
+    assert "beyond POLYTAG_CACHE_SIZE" in caplog.text
+
+
 # ---------------------------------------------------------------------------- what a cache survives
 
 

@@ -20,6 +20,8 @@ from PIL import Image
 from polytag.modelfile import KEY, ModelInfo
 from polytag.preprocess import PreprocessSpec
 
+from .conftest import TINY
+
 # What only training (or Parquet) needs; onnxruntime, numpy and Pillow are what predicting needs.
 HEAVY = (
     *("torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "polars"),
@@ -147,6 +149,22 @@ def test_predicting_to_parquet_loads_polars_and_nothing_else_heavy(model, pictur
     _, loaded = polytag(tmp_path, "predict", model, picture, "--out", answers)
     assert answers.is_file()
     assert loaded & set(HEAVY) == {"polars"}
+
+
+def test_a_second_training_of_a_probe_loads_neither_torch_nor_timm(run, world, tmp_path):
+    """The first one was the session's, in this process; its backbone and features are kept."""
+    code = """
+import json, sys, polytag
+labels, images, folder, changes = sys.argv[1:]
+polytag.fit(polytag.read_table(labels), images, folder=folder, changes=json.loads(changes))
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+    words = (world.labels, world.images, tmp_path, json.dumps(TINY | {"device": "cpu"}))
+    command = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "scipy" in loaded
+    assert not loaded & {"torch", "torchvision", "timm", "accelerate", "sklearn", "onnxscript"}
 
 
 def test_a_prediction_from_python_loads_nothing_that_only_training_needs(model, picture):

@@ -6,6 +6,7 @@ import gc
 import logging
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -309,6 +310,29 @@ def test_nothing_half_written_is_left_or_read(pictures):
     path.write_bytes(whole[:-100])  # as a bad disk may leave it
     reuse_of(pictures).split(0, nothing)
     assert path.read_bytes() == whole
+
+
+def test_a_deadline_ends_the_computing_of_views_too(pictures, choose, monkeypatch):
+    """The second stage cannot begin, and what the first one left is kept."""
+    recipe = tiny_recipe(KEPT | VARIED)
+    loop = tiny_loop(recipe, pictures, choose)
+    first = next(iter(loop.model.state_dict().values())).clone()
+    history = loop.run(deadline=time.monotonic() - 1)
+    assert history.losses == [] and kept_files() == []
+    assert [epoch.number for epoch in history.epochs] == [0]
+    assert torch.equal(next(iter(loop.model.state_dict().values())), first)
+    assert np.isfinite(loop.predict(choose)).all()
+
+
+def test_a_damaged_graph_of_frozen_layers_is_made_again(pictures, caplog):
+    reuse_of(pictures).split(0, nothing)
+    (graph,) = (cache_folder() / "backbones").glob("*/trunk.onnx")
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:1000])
+    shutil.rmtree(cache_folder() / "trunks")
+    with caplog.at_level(logging.WARNING, "polytag"):
+        assert reuse_of(pictures).split(0, nothing)
+    assert "a damaged file of the cache" in caplog.text and graph.read_bytes() == whole
 
 
 def test_a_picture_that_is_gone_is_named(pictures, tmp_path):

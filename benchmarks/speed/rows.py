@@ -317,7 +317,7 @@ def _ratio(
 def _share(what: str, found: list[dict[str, float]]) -> Result:
     """Return what share of 1 / (1/engine + 1/decode) a pipeline reaches."""
     bounds = [1 / (1 / one["engine"] + 1 / one["decode"]) for one in found]
-    rates = [one["rate"] for one in found]
+    rates = [one["pipeline"] for one in found]
     values = [rate / bound for rate, bound in zip(rates, bounds, strict=True)]
     engine, decode = (sum(one[half] for one in found) / len(found) for half in ("engine", "decode"))
     note = f"alone: engine {engine:.0f}/s, decoding {decode:.0f}/s"

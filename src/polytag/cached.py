@@ -7,7 +7,6 @@ hexadecimal digits):
     backbones/KEY/{backbone.onnx,weights.safetensors,backbone.json}
     trunks/KEY/*                                                  outputs of frozen stages
     engines/KEY.json                                              which engine was fastest
-    graphs/KEY.onnx                                               of former versions
 
 A key's folder may hold ``about.json``, which says for people what it is, and ``.lock``, by which
 processes tell each other that they use it. It is removed as a whole: renamed first, so that nobody
@@ -46,7 +45,6 @@ KINDS = {
     "backbones": re.compile(_KEY),
     "trunks": re.compile(_KEY),
     "engines": re.compile(r"[0-9a-f]{32}\.json"),
-    "graphs": re.compile(_KEY + r"\.onnx"),
 }
 # Features of a million pictures, or the trunks of some ten trainings; a laptop's disk holds it.
 SIZE = "20GB"

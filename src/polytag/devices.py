@@ -7,8 +7,9 @@ from pathlib import Path
 
 from polytag.errors import RecipeError
 
-# Where Linux shows a GPU that torch can use: NVIDIA's, AMD's, and one seen from within Windows.
-_SHOWN = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+# Where Linux shows a GPU that torch can use: NVIDIA's and its boards', AMD's, one seen from within
+# Windows.
+_SHOWN = ("/dev/nvidiactl", "/dev/nvmap", "/dev/nvhost-gpu", "/dev/kfd", "/dev/dxg")
 
 
 def resolve_device(device: str) -> str:

@@ -11,7 +11,6 @@ tested:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
@@ -28,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polytag.errors import ModelError, RecipeError, did_you_mean
-from polytag.files import cache_folder, write_json
+from polytag.files import cache_folder, digest, write_json
+from polytag.images import content_hash
 from polytag.pipeline import default_threads
 
 if TYPE_CHECKING:
@@ -194,11 +194,8 @@ def fastest_engine(graph: Path) -> str:
     engines = installed()
     if len(engines) == 1:
         return next(iter(engines))
-    with graph.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    parts = [1, content, _processor(), default_threads(), engines]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-    memory = cache_folder() / "engines" / f"{key}.json"
+    parts = [1, content_hash(graph), _processor(), default_threads(), engines]
+    memory = cache_folder() / "engines" / f"{digest(parts)}.json"
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))["fastest"]
         if known in engines:
@@ -207,7 +204,8 @@ def fastest_engine(graph: Path) -> str:
         log.debug("no trial of engines is remembered for this graph")
     rates = _trial(graph, engines)
     fastest = max(rates, key=lambda name: rates[name])
-    write_json(memory, {"fastest": fastest, "pictures_per_second": rates})
+    if len(rates) == len(engines):  # else tried again: what failed may have been the moment's
+        write_json(memory, {"fastest": fastest, "pictures_per_second": rates})
     listed = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
     log.info("engine: %s (a short trial, pictures/s: %s)", fastest, listed)
     return fastest

@@ -22,8 +22,8 @@ from polytag.cached import describe, make_room
 from polytag.config import FeaturesConfig
 from polytag.engine import ENGINES, fastest_engine, open_engine, precision
 from polytag.errors import RecipeError, UserError
-from polytag.files import cache_folder
-from polytag.frozen import FORMAT, FrozenBackbone, digest
+from polytag.files import cache_folder, digest
+from polytag.frozen import FORMAT, FrozenBackbone
 from polytag.images import content_hash
 from polytag.looks import SIDE, look
 from polytag.pictures import Rows, rows_without
@@ -210,7 +210,9 @@ def _fill(
 ) -> dict[str, UserError]:
     """Compute and keep the features of ``missing`` (hash -> file); return those that are broken."""
     count = 1 + extractor.flip
-    make_room(len(missing) * count * extractor.width * 4, store.folder)
+    needed = len(missing) * count * extractor.width * 4
+    if make_room(needed, store.folder) < needed:
+        log.warning("the cache grows beyond POLYTAG_CACHE_SIZE, or the disk: these features do")
     broken: dict[str, UserError] = {}
     names: list[str] = []
     rows: list[Floats] = []
@@ -249,6 +251,13 @@ def _of_views(engine: Engine, plain: NDArray[np.uint8], count: int) -> Floats:
     """Return features (B, V, D) of V = ``count`` views of pictures (B, S, S, 3)."""
     views = [plain, np.ascontiguousarray(plain[:, :, ::-1])][:count]
     return np.stack([engine(view) for view in views], axis=1)
+
+
+def count_missing(paths: Sequence[Path], extractor: Extractor) -> int:
+    """Return how many pictures' features are not in the cache; identical ones count once."""
+    store = FeatureStore(cache_folder() / "features" / extractor.key)
+    hashes = set(_hashed(paths)[0]) - {""}
+    return sum(text not in store for text in hashes)
 
 
 def seconds_a_picture(paths: Sequence[Path], extractor: Extractor) -> float:

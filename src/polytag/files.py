@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -104,6 +105,16 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 ``text`` to ``path``, whole or not at all."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def digest(parts: object) -> str:
+    """Return a name, 32 hexadecimal digits, for what is computed from these parts.
+
+    Example:
+        >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def cache_folder() -> Path:

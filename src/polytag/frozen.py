@@ -6,21 +6,20 @@ nor timm: features are computed by the graph, and a head is appended to it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polytag.cached import Held, describe, hold
 from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig
-from polytag.files import cache_folder, write_json, written_aside
+from polytag.files import cache_folder, digest, write_json, written_aside
 from polytag.images import content_hash
 from polytag.modelfile import LinearHead
 from polytag.preprocess import PreprocessSpec
@@ -132,16 +131,6 @@ def save_with_head(
     tensors["head.linear.bias"] = head.bias
     with written_aside(path) as aside:
         aside.write_bytes(save(tensors, {"attributes": json.dumps(list(attributes))}))
-
-
-def digest(parts: Mapping[str, Any]) -> str:
-    """Return a name for what is computed from these parts.
-
-    Example:
-        >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
-        True
-    """
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _identity(backbone: BackboneConfig, seed: int) -> str | None:

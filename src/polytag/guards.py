@@ -17,6 +17,10 @@ log = logging.getLogger("polytag")
 _NAMED = 32  # pictures that a message names: a usual batch
 
 
+class LateError(Exception):
+    """The time is up before a stage could begin."""
+
+
 class Interrupt:
     """Ctrl-C, held back until whoever trains is between two steps.
 

@@ -18,6 +18,17 @@ _HEADER = (
 )
 
 
+@dataclass
+class Position:
+    """Where a training stands: the stage, the epochs done in it, the steps done in this one."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0  # of this epoch's steps, each times its known cells
+    cells: int = 0  # that were known in them
+
+
 @dataclass(frozen=True)
 class Validation:
     """An epoch's numbers on the choosing rows; they chose, so they are no headline.

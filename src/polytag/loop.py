@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ from torch import Tensor, nn
 from polytag.checkpoint import States, read_checkpoint, write_checkpoint
 from polytag.config import Recipe
 from polytag.feed import NETWORK, Feed, Part, Pictures, derived
-from polytag.guards import Interrupt, explained, not_finite
-from polytag.history import EPOCH_HEADER, Epoch, History, validate
+from polytag.guards import Interrupt, LateError, explained, not_finite
+from polytag.history import EPOCH_HEADER, Epoch, History, Position, validate
 from polytag.judging import Judge
 from polytag.losses import average
 from polytag.model import Classifier
@@ -53,17 +52,6 @@ from polytag.trunk import Reuse, Split
 log = logging.getLogger("polytag")
 Floats = NDArray[np.float32]
 CellLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, targets, known -> cells (B, K)
-
-
-@dataclass
-class _Position:
-    """Where the loop stands: the stage, the epochs done in it, the steps done in this one."""
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0  # of this epoch's steps, each times its known cells
-    cells: int = 0  # that were known in them
 
 
 class Loop:
@@ -111,7 +99,7 @@ class Loop:
         self.trained: nn.Module = self.model
         self.split: Split | None = None
         self.history = History(attributes)
-        self.at = _Position()
+        self.at = Position()
         self.best_score = math.inf
         self.best: dict[str, Tensor] | None = None
         # For mining hard rows, each one's loss when it was last trained on: as this epoch's order
@@ -143,26 +131,34 @@ class Loop:
         own_chance = torch.random.fork_rng(devices=devices)  # the caller's stays as it was
         with explained(self.recipe, self.device), self.ctrl_c.held(), own_chance:
             checkpoint = read_checkpoint(self.folder or Path(), self.made_of) if resume else None
-            if checkpoint:
-                self.at = _Position(**checkpoint[1]["at"])
-            else:
-                if self.choose and self.recipe.head.init == "probe":
-                    self._judge(math.nan, time.monotonic(), number=0)  # training must beat it
-                self._begin_stage()
-                self.save()
-            for stage in range(self.at.stage, len(self.recipe.stages)):
-                if checkpoint:
-                    self._restore(*checkpoint)
-                    checkpoint = None
-                elif stage > self.at.stage:
-                    self.at = _Position(stage)
-                    self._begin_stage()
-                while self.at.epoch < self.stage.epochs and not self.late:
-                    self._train_epoch()
-                self._end_stage()
-                if self.late:
-                    break
+            try:
+                self._train(checkpoint)
+            except LateError:
+                log.info("%s: not begun, the time is up", self.stage.name)
+                if not self.history.epochs:
+                    self._judge(math.nan, time.monotonic(), number=0)
         return self.history
+
+    def _train(self, checkpoint: tuple[States, dict[str, Any]] | None) -> None:
+        if checkpoint:
+            self.at = Position(**checkpoint[1]["at"])
+        else:
+            if self.choose and self.recipe.head.init == "probe":
+                self._judge(math.nan, time.monotonic(), number=0)  # training must beat it
+            self._begin_stage()
+            self.save()
+        for stage in range(self.at.stage, len(self.recipe.stages)):
+            if checkpoint:
+                self._restore(*checkpoint)
+                checkpoint = None
+            elif stage > self.at.stage:
+                self.at = Position(stage)
+                self._begin_stage()
+            while self.at.epoch < self.stage.epochs and not self.late:
+                self._train_epoch()
+            self._end_stage()
+            if self.late:
+                break
 
     @property
     def stage(self) -> Any:
@@ -177,7 +173,7 @@ class Loop:
         self.optimiser = make_optimiser(self.model, self.stage, self.config)
         self.accelerator.free_memory()  # of the stage before
         self.trained, self.feed.kept = self.model, None
-        self.split = self.reuse.split(self.at.stage, self._stop_if_asked)
+        self.split = self.reuse.split(self.at.stage, self._require_time)
         if self.split:
             self.trained = self.reuse.trained(self.split)
             self.feed.kept = partial(self.reuse.take, self.split)
@@ -213,7 +209,7 @@ class Loop:
         self.row_losses = np.where(np.isnan(fresh), self.row_losses, fresh)
         self.fresh_losses[:] = np.nan
         mean_loss = self.at.loss_sum / max(self.at.cells, 1)
-        self.at = _Position(self.at.stage, self.at.epoch + 1)
+        self.at = Position(self.at.stage, self.at.epoch + 1)
         score = self._judge(mean_loss, start, number=self.at.epoch)
         if self.config.schedule == "plateau":
             self.plateau.update(score)
@@ -386,9 +382,11 @@ class Loop:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         log.info("%s", EPOCH_HEADER)
 
-    def _stop_if_asked(self) -> None:
+    def _require_time(self) -> None:
         if self.ctrl_c.pressed:
             raise KeyboardInterrupt
+        if time.monotonic() > self.deadline:
+            raise LateError
 
     def _pause(self) -> None:
         """Between two steps: save if it is time to, end if somebody pressed Ctrl-C."""

@@ -1,6 +1,7 @@
 """What a rewritten model file costs, measured beside the float file that it was made of.
 
-It is measured on rows that chose no weight:
+It is measured on rows that chose no weight (of a probe, the ranges of activations are read off some
+of them, without their labels):
 
 * A model that held rows out: both files answer these.
 * A probe is judged out of fold and kept as a refit on all rows, so the kept head has seen every
@@ -20,6 +21,7 @@ a probe's folds never see the kept head.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import statistics
@@ -38,7 +40,7 @@ from polytag.compare import Difference, Said, differences
 from polytag.decide import Basis, Calibrated
 from polytag.engine import Run, open_engine
 from polytag.errors import ImageError, ModelError, UserError, printable
-from polytag.images import content_hash, find_images
+from polytag.images import content_hash, decode_reduced, find_images
 from polytag.intervals import CONFIDENCE, holm
 from polytag.kept import Kept, read_run
 from polytag.logistic import PathSolver
@@ -49,6 +51,7 @@ from polytag.predictor import Predictor
 from polytag.preprocess import picture
 from polytag.progress import progress
 
+log = logging.getLogger("polytag")
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -133,10 +136,10 @@ def find_pictures(folder: Path, images: str | os.PathLike[str] | None) -> Pictur
         if images is None:
             fix = "give a folder of pictures like those it is meant for by --images"
             raise UserError("this model comes without pictures", where=str(folder), fix=fix)
-        paths = find_images([os.fspath(images)])
-        some = _drawn(np.arange(len(paths)))
-        paths = [paths[i] for i in some]
-        return Pictures(None, some, paths, paths, "")
+        found = find_images([os.fspath(images)])
+        drawn = [found[i] for i in _drawn(np.arange(len(found)))]
+        paths = [path for path, broken in stream(drawn, _broken) if broken is False]
+        return Pictures(None, np.arange(len(paths)), paths, paths, "")
     kept = read_run(folder)
     source = Path(images or kept.recipe.data.images)
     paths, errors = locate(kept.table, source)
@@ -163,6 +166,15 @@ def find_pictures(folder: Path, images: str | os.PathLike[str] | None) -> Pictur
     some = _drawn(np.flatnonzero(rows))
     calibrate = [paths[row] for row in np.flatnonzero(there & ~held_out)]
     return Pictures(kept, some, [paths[row] for row in some], calibrate, words, folds)
+
+
+def _broken(path: Path) -> bool:
+    try:
+        decode_reduced(path, 1)
+    except ImageError as error:
+        log.warning("left out: %s", error)
+        return True
+    return False
 
 
 def _drawn(rows: Ints) -> Ints:

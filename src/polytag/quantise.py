@@ -52,7 +52,7 @@ class Export:
     Attributes:
         file: The INT8 file; None: it was refused, and nothing was written.
         changes: Of macro AP, then of each attribute's; empty: no AP could be measured.
-        report: As in ``export.json`` and in the INT8 file.
+        report: As in ``model.int8.json`` and in the INT8 file.
     """
 
     file: Path | None
@@ -66,7 +66,7 @@ def export_int8(
     images: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Export:
-    """Write an INT8 model file, and ``export.json`` beside it, unless it would cost too much.
+    """Write an INT8 model file, and ``model.int8.json`` beside it, unless it would cost too much.
 
     It takes the same input and has the same outputs and metadata as the run's ``model.onnx``.
 
@@ -264,4 +264,4 @@ def _write(draft: Path, predictor: Predictor, report: dict[str, Any], target: Pa
     onnx.checker.check_model(model)
     with written_aside(target) as aside:
         onnx.save(model, str(aside))
-    write_json(target.with_name("export.json"), report)
+    write_json(target.with_suffix(".json"), report)

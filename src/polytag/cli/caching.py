@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from polytag.cached import KINDS
 from polytag.cli.common import cli, json_option
 from polytag.errors import RecipeError
 
@@ -59,14 +60,13 @@ def info(as_json: bool) -> None:
 @click.option(
     "--kind",
     "kinds",
-    type=click.Choice(["features", "backbones", "trunks", "engines", "graphs"]),
+    type=click.Choice(list(KINDS)),
     multiple=True,
     help="Only this kind; can be given more than once.",
 )
 @json_option
 def clear(older_than: str | None, kinds: tuple[str, ...], as_json: bool) -> None:
     """Remove what the cache holds, but for what a running process uses."""
-    from polytag.cached import KINDS
     from polytag.cached import clear as remove
     from polytag.files import cache_folder
 

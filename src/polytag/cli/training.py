@@ -95,10 +95,10 @@ def _train_anew(options: dict[str, Any]) -> Run:
         "decisions.confidence": "confidence",
     }
     flags |= {key: key for key in ("seed", "device", "title", "budget")}
-    if options["budget"] is not None and not _said("recipe"):
-        options["recipe"] = "finetune"  # which becomes the probe where there is no time for it
     changes = parse_changes(options["settings"])
     changes |= {key: options[flag] for key, flag in flags.items() if options[flag] is not None}
+    if changes.get("budget") and not _said("recipe"):
+        options["recipe"] = "finetune"  # which becomes the probe where there is no time for it
     if options["target"] is not None:
         changes |= parse_changes([f"decisions.target={options['target']}"])
     if options["folds"] is not None and load_recipe(options["recipe"]).method == "finetune":

@@ -174,7 +174,9 @@ class TrainingConfig(Section):
         "last", description="best: the epoch of the best score on the choosing rows."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, else fp32 (as fast on a CPU)."
+        "auto",
+        description="auto: bf16 on a GPU that has it, and on a CPU that has it above frozen layers "
+        "that are kept; else fp32.",
     )
     cache: Literal["off", "auto", "on"] = Field(
         "off",

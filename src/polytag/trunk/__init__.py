@@ -7,8 +7,6 @@ computed, and gives the loop what is trained above them.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from importlib.metadata import version
@@ -23,8 +21,9 @@ from polytag.augment import make_augment
 from polytag.cached import Held, describe, hold
 from polytag.config import Recipe
 from polytag.engine import open_engine, precision
+from polytag.errors import ModelError
 from polytag.feed import AUGMENT, Pictures, derived
-from polytag.files import cache_folder
+from polytag.files import cache_folder, digest
 from polytag.graph import export_module
 from polytag.images import content_hash, decode
 from polytag.model import Classifier
@@ -142,7 +141,7 @@ class Reuse:
         def load(view: int, row: int) -> NDArray[np.uint8]:
             return augment(decode(paths[row]), derived(seed, AUGMENT, view, row))
 
-        folder = cache_folder() / "trunks" / self._key(trunk, views)
+        folder = cache_folder() / "trunks" / self._key(views)
         held = hold(folder)
         rows = kept_views(
             folder,
@@ -164,29 +163,39 @@ class Reuse:
         """Return what computes the trunks: the recipe's engine for frozen layers."""
         if self.recipe.features.engine == "torch":
             return _torch_run(trunk, self.device)
-        folder = cache_folder() / "backbones" / self._weights(trunk)
+        folder = cache_folder() / "backbones" / self._weights()
         self.held, path = hold(folder), folder / "trunk.onnx"
         names = [f"{what}{i}" for i in range(len(trunk.trunks)) for what in ("map", "pooled")]
-        if not path.is_file():
+        engine = self.recipe.features.engine
+
+        def export() -> None:
             with waiting("exporting the frozen layers to ONNX: once, about 10 s"):
                 export_module(trunk, self.model.backbone.spec.size, names, path)
             describe(folder, {"backbone": self.model.backbone.name, "part": "frozen layers"})
-        return open_engine(self.recipe.features.engine, path, names)
 
-    def _weights(self, trunk: _Trunks) -> str:
+        if not path.is_file():
+            export()
+        try:
+            return open_engine(engine, path, names)
+        except ModelError:  # a disk's fault, as the file appears whole
+            log.warning("a damaged file of the cache is made again: %s", path)
+            export()
+            return open_engine(engine, path, names)
+
+    def _weights(self) -> str:
         depths = sorted({split.depth for split in self.splits.values()})
         backbone = self.model.backbone
         made_by = [torch.__version__, version("timm")]
         parts = [FORMAT, backbone.name, backbone.spec.size, depths, backbone.taps, made_by]
-        return _digest([backbone.fingerprint(), *parts])
+        return digest([backbone.fingerprint(), *parts])
 
-    def _key(self, trunk: _Trunks, views: int) -> str:
+    def _key(self, views: int) -> str:
         """Name everything that decides the numbers."""
         hashes = [str(found) for _, found in stream(self.pictures.paths, content_hash)]
         recipe, engine = self.recipe, self.recipe.features.engine
-        computed = [engine, *([] if engine == "torch" else [precision(engine)])]
+        computed = [engine, self.device.type if engine == "torch" else precision(engine)]
         parts = [recipe.augment.model_dump(), self.model.backbone.spec.to_dict(), recipe.seed]
-        return _digest([self._weights(trunk), computed, views, hashes, *parts])
+        return digest([self._weights(), computed, views, hashes, *parts])
 
 
 def settled(recipe: Recipe, model: Classifier, pictures: Pictures) -> str:
@@ -236,7 +245,3 @@ def _torch_run(trunk: _Trunks, device: torch.device) -> Run:
         return [tensor.float().cpu().numpy() for tensor in found]
 
     return run
-
-
-def _digest(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

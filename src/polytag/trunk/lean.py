@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d
 
 from polytag.config import TrainingConfig
 from polytag.model import Classifier
-from polytag.trunk.split import Split, Upper, shared_copy
+from polytag.trunk.split import Split, Upper, drawn_pictures, shared_copy
 
 
 def fast_form(split: Split, model: Classifier, config: TrainingConfig) -> Upper:
@@ -38,7 +38,7 @@ def fast_form(split: Split, model: Classifier, config: TrainingConfig) -> Upper:
     if config.freeze_norm:
         make_lean(upper)
         with torch.no_grad():
-            seen = split.trunk.eval()(model.backbone.blank())
+            seen = split.trunk.eval()(drawn_pictures(model.backbone))
             one, other = split.upper.eval()(*seen), upper.eval()(*seen)
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
             upper = shared_copy(split.upper)

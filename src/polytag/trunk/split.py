@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -85,6 +86,13 @@ class Split:
     upper: Upper
 
 
+def drawn_pictures(backbone: Backbone) -> Tensor:
+    """Return two pictures of noise, uint8 (2, S, S, 3), always the same."""
+    side = backbone.spec.size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    return torch.from_numpy(pixels).to(backbone.mean.device)
+
+
 def split_at(model: Classifier, depth: int) -> Split | None:
     """Part a classifier behind a depth; None: the parts would not compute what the whole does.
 
@@ -102,11 +110,8 @@ def split_at(model: Classifier, depth: int) -> Split | None:
     backbone = model.backbone
     if depth < 0 or model.head.takes_tokens or (backbone.taps and "norm" in backbone.taps):
         return None
-    device = next(backbone.parameters()).device
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        side = backbone.spec.size
-        images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8).to(device)
+    images = drawn_pictures(backbone)
+    with torch.no_grad():
         try:
             return _tried(model, depth, images)
         except Exception:  # layers that are fed what they do not expect raise nearly anything
