@@ -325,13 +325,14 @@ def test_a_deadline_ends_the_computing_of_views_too(pictures, choose, monkeypatc
 
 
 def test_a_damaged_graph_of_frozen_layers_is_made_again(pictures, caplog):
-    reuse_of(pictures).split(0, nothing)
+    by_onnx: dict[str, object] = {"features.engine": "onnxruntime"}
+    reuse_of(pictures, by_onnx).split(0, nothing)
     (graph,) = (cache_folder() / "backbones").glob("*/trunk.onnx")
     whole = graph.read_bytes()
     graph.write_bytes(whole[:1000])
     shutil.rmtree(cache_folder() / "trunks")
     with caplog.at_level(logging.WARNING, "polytag"):
-        assert reuse_of(pictures).split(0, nothing)
+        assert reuse_of(pictures, by_onnx).split(0, nothing)
     assert "a damaged file of the cache" in caplog.text and graph.read_bytes() == whole
 
 
