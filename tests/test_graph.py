@@ -161,8 +161,8 @@ BENT = Calibration(
 def graph(run, cache, session) -> tuple[Path, int]:
     """The exported backbone of the shared run, and its width."""
     width = session.get_outputs()[1].shape[1]
-    fitting = [p for p in (cache / "graphs").glob("*.onnx") if _width(p) == (SIZE, width)]
-    return fitting[0], width
+    files = (cache / "backbones").glob("*/backbone.onnx")
+    return next(path for path in files if _width(path) == (SIZE, width)), width
 
 
 @pytest.mark.parametrize("logit", [-1e4, -90, -20, -3.5, -1e-3, 0, 1e-3, 0.7, 20, 90, 1e4])

@@ -29,7 +29,7 @@ from polytag.config import DecisionsConfig, Recipe, load_recipe, recipe_names
 from polytag.errors import RecipeError, UserError
 from polytag.feed import Feed, Part
 from polytag.finetune import Task, make_cell_loss, split_parts
-from polytag.history import Validation
+from polytag.history import Position, Validation
 from polytag.images import decode
 from polytag.loop import Loop
 from polytag.losses import average
@@ -263,12 +263,12 @@ def test_the_optimiser_is_the_published_one(name, stage):
 @pytest.mark.parametrize(("name", "stage"), STAGES)
 def test_the_rate_moves_as_published(name, stage):
     made, row = built(name, stage), PUBLISHED[name]
-    at = loop._Position(stage)
+    at = Position(stage)
     rates = []
     for at.epoch in range(row.stages[stage].epochs):
         made.at = at
         rates.append(made._set_rate())
-    made.at = loop._Position(stage)
+    made.at = Position(stage)
     assert rates == [row.stages[stage].lr] * row.stages[stage].epochs
     assert made.recipe.stages[stage].epochs == row.stages[stage].epochs
     plateaus = name == TWO_STAGES
