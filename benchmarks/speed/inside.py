@@ -6,7 +6,8 @@
 
 Each prints one JSON object. Rates are pictures a second: of the whole (``rate``), of decoding and
 engine together without the time that loading it, hashing and keeping take (``pipeline``), and of
-these two alone on all cores: the ``engine`` on pictures that are decoded already, and ``decode``. This is the one file here that calls polytag's functions; the rest calls its verbs.
+these two alone on all cores: the ``engine`` on pictures that are decoded already, and ``decode``.
+This is the one file here that calls polytag's functions; the rest calls its verbs.
 """
 
 from __future__ import annotations
