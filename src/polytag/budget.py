@@ -2,7 +2,7 @@
 
 What takes long is measured on a few of the user's own pictures. What the numbers at the end take
 (tests, probe, intervals, report) follows from the size of the table and from how fast this machine
-multiplies. The plan may err; a deadline ends fine-tuning in time whatever happens.
+multiplies. The plan may err; fine-tuning ends at a deadline, what comes after it is estimated only.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _PROBE = (1.0, 0.62)
 _CLOSING = (3.0, 0.17)
 _PRODUCT = 0.022
 _EXPORT = 12.0  # of a trained network to ONNX
-# Of the recipe's epochs. More than twice as many gain nothing that was seen; under a quarter, the
-# probe that training begins with is not beaten.
+# Of the recipe's epochs. The ends are bounds of judgement: longer runs overfit kept views (the
+# choosing rows' loss rises from the third epoch), shorter ones hardly move the probe.
 _SCALES = (2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.35, 0.25)
 _SLACK = 0.9  # the share of a budget that is planned for: estimates err
 _FEWEST = 100  # pictures

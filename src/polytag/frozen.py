@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from polytag.backbone import Backbone
 
 log = logging.getLogger("polytag")
-FORMAT = 5  # of the files, and of what the graph computes
+FORMAT = 5  # of these files and of features: raised when what is computed changes
 _GRAPH, _WEIGHTS, _ABOUT = "backbone.onnx", "weights.safetensors", "backbone.json"
 
 

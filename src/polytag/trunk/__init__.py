@@ -211,8 +211,10 @@ def settled(recipe: Recipe, model: Classifier, pictures: Pictures) -> str:
     """
     if recipe.training.cache != "auto":
         return recipe.training.cache
-    if recipe.device == "cpu" or world() > 1:
-        return "on" if world() == 1 else "off"
+    if world() > 1:
+        return "off"
+    if recipe.device == "cpu":
+        return "on"
     depths = [frozen_depth(model.backbone, stage.frozen) for stage in recipe.stages]
     stages = [(d, s.epochs) for d, s in zip(depths, recipe.stages, strict=True) if d >= 0]
     moved = copy.deepcopy(model).to(recipe.device)
