@@ -33,6 +33,9 @@ from polytag.preprocess import preprocess
 
 TOLERANCE = 1e-4  # between engines; features here are at most 3
 
+# One engine, as a trial of a network this small would be decided by chance.
+ONE_ENGINE = FeaturesConfig(engine="onnxruntime")
+
 
 def freeze(name: str = "test_resnet", seed: int = 42, **preprocess: object) -> FrozenBackbone:
     return freeze_backbone(
@@ -76,7 +79,7 @@ class Counted:
 
 @pytest.fixture
 def counted(frozen, own_cache) -> Counted:
-    return Counted(make_extractor(frozen, FeaturesConfig(), "cpu"))
+    return Counted(make_extractor(frozen, ONE_ENGINE, "cpu"))
 
 
 @pytest.fixture
@@ -123,8 +126,8 @@ def test_the_flipped_view_is_the_plain_view_of_the_mirrored_picture(counted, pic
 
 
 def test_without_flip_there_is_one_view(frozen, own_cache, pictures):
-    one = make_extractor(frozen, FeaturesConfig(flip=False), "cpu")
-    two = make_extractor(frozen, FeaturesConfig(flip=True), "cpu")
+    one = make_extractor(frozen, ONE_ENGINE.model_copy(update={"flip": False}), "cpu")
+    two = make_extractor(frozen, ONE_ENGINE, "cpu")
     features = extract(pictures, one)[0]
     assert features.shape[:2] == (10, 1)
     assert np.array_equal(features[:, 0], extract(pictures, two)[0][:, 0])
@@ -145,7 +148,7 @@ def test_the_batch_size_changes_no_feature(frozen, own_cache, pictures):
     features = []
     for batch in (1, 3, 32):
         shutil.rmtree(own_cache / "features", ignore_errors=True)
-        extractor = make_extractor(frozen, FeaturesConfig(batch=batch), "cpu")
+        extractor = make_extractor(frozen, ONE_ENGINE.model_copy(update={"batch": batch}), "cpu")
         features.append(extract(pictures, extractor)[0])
     np.testing.assert_allclose(features[0], features[2], atol=1e-6)
     np.testing.assert_allclose(features[1], features[2], atol=1e-6)
@@ -267,7 +270,7 @@ def quick_export(monkeypatch, tmp_path) -> None:
 
 def key(features: FeaturesConfig | None = None, **options: object) -> str:
     seed, name = options.pop("seed", 42), options.pop("name", "test_resnet")
-    features = features or FeaturesConfig(engine="onnxruntime")
+    features = features or ONE_ENGINE
     frozen = freeze_backbone(
         BackboneConfig(name=name, weights="none"),
         PreprocessConfig(**{"size": 32} | options),
