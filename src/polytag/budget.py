@@ -33,7 +33,7 @@ log = logging.getLogger("polytag")
 _PROBE = (1.0, 0.62)
 _CLOSING = (3.0, 0.17)
 _PRODUCT = 0.022
-_EXPORT = 12.0  # of a trained network to ONNX
+_EXPORT = 3.0  # of a trained network to ONNX
 # Of the recipe's epochs. The ends are bounds of judgement: longer runs overfit kept views (the
 # choosing rows' loss rises from the third epoch), shorter ones hardly move the probe.
 _SCALES = (2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.35, 0.25)

@@ -105,7 +105,7 @@ def freeze_backbone(
     held = hold(folder)
     found = _read(folder, module, held)
     if found is None:
-        with waiting("exporting the backbone to ONNX: once, about 10 s"):
+        with waiting("exporting the backbone to ONNX: once"):
             _write(folder, module())
         found = _read(folder, module, held)
     if found is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from polytag.calibration import Calibration
+from polytag.conversion import to_onnx
 from polytag.files import written_aside
 from polytag.modelfile import KEY, LinearHead, ModelInfo
 
@@ -27,16 +26,16 @@ if TYPE_CHECKING:
 def export_backbone(backbone: Backbone, path: Path) -> None:
     """Write the backbone's graph: ``images`` uint8 (B, S, S, 3) to ``embedding`` float32 (B, D).
 
-    One file, no external data. It takes about 9 s, so callers keep the file.
+    One file, no external data.
     """
     with written_aside(path) as aside:
-        onnx.save(_exported(backbone, backbone.spec.size, ["embedding"]), str(aside))
+        onnx.save(to_onnx(backbone, backbone.spec.size, ["embedding"]), str(aside))
 
 
 def export_module(module: nn.Module, side: int, outputs: list[str], path: Path) -> None:
     """Write a module's graph: ``images`` uint8 (B, side, side, 3) to outputs of these names."""
     with written_aside(path) as aside:
-        onnx.save(_exported(module, side, outputs), str(aside))
+        onnx.save(to_onnx(module, side, outputs), str(aside))
 
 
 def write_classifier(classifier: Classifier, info: ModelInfo, path: Path) -> None:
@@ -44,45 +43,9 @@ def write_classifier(classifier: Classifier, info: ModelInfo, path: Path) -> Non
     from polytag.model import Answers
 
     answers = Answers(classifier).eval()
-    model = _exported(answers, classifier.backbone.spec.size, [_LOGITS, "embedding"])
+    model = to_onnx(answers, classifier.backbone.spec.size, [_LOGITS, "embedding"])
     del model.graph.output[0]
     _finish(model, info, path)
-
-
-def _exported(module: nn.Module, side: int, outputs: list[str]) -> onnx.ModelProto:
-    import torch  # here, as appending a head to a graph needs only onnx
-
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                verbose=False,
-                input_names=["images"],
-                output_names=outputs,
-                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            )
-    finally:
-        quiet.setLevel(level)
-    if program is None:  # only with arguments we do not give; for the type checker
-        raise RuntimeError("torch.onnx.export returned nothing")
-    model = program.model_proto
-    _forget_source(model.graph)
-    return model
-
-
-def _forget_source(graph: onnx.GraphProto) -> None:
-    """Take out where in whose files each node was traced: it is long, and nobody's business."""
-    del graph.metadata_props[:]
-    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
 
 
 def write_model(backbone_graph: Path, head: LinearHead, info: ModelInfo, path: Path) -> None:

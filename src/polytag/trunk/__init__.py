@@ -169,7 +169,7 @@ class Reuse:
         engine = self.recipe.features.engine
 
         def export() -> None:
-            with waiting("exporting the frozen layers to ONNX: once, about 10 s"):
+            with waiting("exporting the frozen layers to ONNX: once"):
                 export_module(trunk, self.model.backbone.spec.size, names, path)
             describe(folder, {"backbone": self.model.backbone.name, "part": "frozen layers"})
 

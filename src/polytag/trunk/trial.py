@@ -23,7 +23,7 @@ from polytag.trunk.lean import fast_form
 from polytag.trunk.split import split_at
 
 _FORWARD = 1 / 3  # of a training step, that is
-_EXPORT = 10.0  # seconds
+_EXPORT = 2.0  # seconds
 _REPEATS = 5  # of which the fastest counts: another program only ever slows one down
 
 
