@@ -66,7 +66,7 @@ class Machine:
     """A machine whose speed is given instead of measured."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.picture, self.epoch, self.slow = 0.01, 10.0, 1.0
+        self.picture, self.epoch, self.slow, self.answers = 0.01, 10.0, 1.0, 0.0
         self.clock, self.missing = 1000.0, 0
         patch.setattr(budget, "seconds_a_picture", lambda sample, extractor: self.picture)
         patch.setattr(budget, "count_missing", lambda paths, extractor: self.missing or len(paths))
@@ -75,7 +75,7 @@ class Machine:
         patch.setattr(budget.time, "monotonic", lambda: self.clock)
 
     def cost(self, *_: object) -> Any:
-        return lambda stages: self.epoch * sum(stage.epochs for stage in stages)
+        return lambda stages: self.epoch * sum(stage.epochs for stage in stages), self.answers
 
 
 @pytest.fixture
@@ -141,6 +141,15 @@ def test_training_ends_before_the_numbers_have_to_begin(plan, machine):
     assert made.deadline > machine.clock + made.seconds["features"] + made.seconds["training"]
 
 
+def test_time_is_kept_for_the_predictions_at_the_end(plan, machine):
+    before = plan("5m")
+    machine.answers = 30.0
+    made = plan("5m")
+    assert made.seconds["numbers"] == pytest.approx(before.seconds["numbers"] + 30)
+    assert made.deadline == pytest.approx(before.deadline - 30 / 0.9)
+    assert sum(epochs(made.recipe)) < sum(epochs(before.recipe))
+
+
 def test_a_probe_goes_without_mirrored_pictures_then_without_some(plan, machine):
     machine.picture = 0.05
     assert plan("90s", recipe="probe").recipe.features.flip
@@ -165,7 +174,7 @@ def test_what_is_in_the_cache_takes_no_time(plan, machine):
 def test_the_time_that_measuring_takes_is_counted(plan, machine, monkeypatch):
     def slow_to_measure(*_: object) -> Any:
         machine.clock += 40
-        return lambda stages: 1e9
+        return lambda stages: 1e9, 0.0
 
     assert plan("50s", recipe="probe").rows == 1000
     monkeypatch.setattr(budget, "_cost_of_training", slow_to_measure)
@@ -251,7 +260,7 @@ def test_fewer_pictures_are_used_where_time_is_short(train, tmp_path, monkeypatc
 
 
 def test_a_fine_tuning_that_has_no_time_ends_at_its_deadline(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(budget, "_cost_of_training", lambda *_: lambda stages: 0.0)
+    monkeypatch.setattr(budget, "_cost_of_training", lambda *_: (lambda stages: 0.0, 0.0))
     monkeypatch.setattr(budget, "_CLOSING", (1e-6, 0.0))
     monkeypatch.setattr(budget, "_EXPORT", 54.0 * 0.9)  # so that training has to end at once
     monkeypatch.setattr(budget, "_slowness", lambda: 1.0)

@@ -39,7 +39,7 @@ from polytag.trainable import copied, freeze
 from polytag.trunk import Reuse, settled, split_at
 from polytag.trunk.lean import LeanConv, make_lean
 from polytag.trunk.split import shared_copy
-from polytag.trunk.trial import Costs, measured, seconds_of_training
+from polytag.trunk.trial import Costs, measured, seconds_of_answers, seconds_of_training
 from polytag.trunk.views import fitting
 
 # Two stages that share what is kept; the torch engine, so that nothing has to be exported.
@@ -454,11 +454,13 @@ def test_seconds_count_views_once_and_epochs_each():
     costs = {3: Costs(0.01, 1, 0.1, 0.2), 2: Costs(0.01, 1, 0.05, 0.5)}
     rows = {"train": 100, "choose": 0, "holdout": 0}
     kept = seconds_of_training(recipe, costs, [3, 2], rows)
-    assert kept == pytest.approx(100 * (2 * 0.2 + 3 * 0.5) + 100 * 4 * 0.11, abs=10.1)
+    assert kept == pytest.approx(100 * (2 * 0.2 + 3 * 0.5) + 100 * 4 * 0.11, abs=2.1)
     anew = seconds_of_training(tiny_recipe(KEPT | {"training.cache": "off"}), costs, [3, 2], rows)
     assert anew == pytest.approx(100 * 5 * 1.01)
-    judged = seconds_of_training(recipe, costs, [3, 2], rows | {"choose": 30, "holdout": 30})
-    assert judged > kept
+    judged = seconds_of_training(recipe, costs, [3, 2], rows | {"choose": 30})
+    assert judged == pytest.approx(kept + 30 * (2 * 0.2 + 3 * 0.5) / 3)
+    asked = seconds_of_answers(costs, [3, 2], rows | {"choose": 30, "holdout": 20})
+    assert asked == pytest.approx(50 * (0.01 + 1 / 3))
 
 
 # -------------------------------------------------------------------------------- the loop

@@ -159,9 +159,9 @@ def make_plan(
     known = {"features": each * missing, "probe": probe, "numbers": numbers}
     plan = None
     if recipe.method == "finetune":
-        longer = known | {"numbers": numbers + slow * _EXPORT}
         view = each / (1 + recipe.features.flip)
-        cost = _cost_of_training(recipe, frozen, table, sample, view)
+        cost, answers = _cost_of_training(recipe, frozen, table, sample, view)
+        longer = known | {"numbers": numbers + answers + slow * _EXPORT}
         left = _SLACK * (end - time.monotonic()) - sum(longer.values())
         if chosen := _tuned(recipe, cost, left):
             deadline = end - longer["numbers"] / _SLACK
@@ -249,12 +249,15 @@ def _scaled(stage: StageConfig, scale: float) -> StageConfig:
 
 def _cost_of_training(
     recipe: Recipe, frozen: FrozenBackbone, table: LabelTable, sample: list[Path], view: float
-) -> Callable[[Sequence[StageConfig]], float]:
-    """Return what tells the seconds of a fine-tuning by its stages, from a few measured steps."""
+) -> tuple[Callable[[Sequence[StageConfig]], float], float]:
+    """Return what tells the seconds of a fine-tuning by its stages, from a few measured steps.
+
+    And the seconds of the last training's predictions, which come after it has ended.
+    """
     from polytag.feed import Pictures  # these load torch
     from polytag.model import build_classifier
     from polytag.trainable import frozen_depth
-    from polytag.trunk.trial import measured, seconds_of_training
+    from polytag.trunk.trial import measured, seconds_of_answers, seconds_of_training
 
     count = len(table.attributes)
     model = build_classifier(recipe, copy.deepcopy(frozen.module()), count).to(recipe.device)
@@ -275,8 +278,11 @@ def _cost_of_training(
     }
     rows = {part: round(share * len(table)) for part, share in shares.items()}
 
+    answers = seconds_of_answers(costs, depths, rows)
+
     def cost(stages: Sequence[StageConfig]) -> float:
         tried = recipe.model_copy(update={"stages": stages})
-        return rounds * seconds_of_training(tried, costs, depths, rows)
+        training = seconds_of_training(tried, costs, depths, rows)
+        return rounds * training + (rounds - 1) * answers
 
-    return cost
+    return cost, answers

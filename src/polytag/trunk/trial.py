@@ -115,17 +115,19 @@ def seconds_of_training(
 ) -> float:
     """Return about how long a training takes on a CPU, where decoding takes its share of it.
 
+    What it predicts at its end is not in it: `seconds_of_answers`.
+
     Args:
         recipe: Its stages.
         costs: By depth.
         depths: Down to which each stage is frozen.
-        rows: How many are in each part: ``train``, ``choose``, ``holdout``.
+        rows: How many are in each part: ``train`` and ``choose`` are looked at.
 
     Example:
         >>> recipe = Recipe(method="finetune").replace({"stages.0.epochs": 5})
-        >>> rows = {"train": 100, "choose": 10, "holdout": 20}
+        >>> rows = {"train": 100, "choose": 10}
         >>> round(seconds_of_training(recipe, {-1: Costs(0.0, 0.1, 0, 0)}, [-1], rows), 2)
-        52.67
+        51.67
     """
     training, kept = 0.0, set()
     for stage, depth in zip(recipe.stages, depths, strict=True):
@@ -142,9 +144,26 @@ def seconds_of_training(
     if deepest is not None:
         once = costs[deepest].decode + costs[deepest].trunk
         training += views * rows["train"] * once + _EXPORT
-    shallow = costs[min(depths)]
-    last = (shallow.decode + shallow.whole) * _FORWARD
-    return training + (rows["holdout"] + rows["choose"]) * last
+    return training
+
+
+def seconds_of_answers(
+    costs: Mapping[int, Costs], depths: Sequence[int], rows: Mapping[str, int]
+) -> float:
+    """Return about how long a trained network takes for the rows that it is judged by.
+
+    Args:
+        costs: By depth.
+        depths: Down to which each stage is frozen.
+        rows: How many are in each part: ``choose`` and ``holdout`` are looked at.
+
+    Example:
+        >>> each = Costs(decode=0.01, whole=0.3, trunk=0, upper=0)
+        >>> round(seconds_of_answers({-1: each}, [-1], {"choose": 10, "holdout": 20}), 2)
+        3.3
+    """
+    shallow = costs[min(depths)]  # where a step, of which this is a part, is the whole network's
+    return (rows["choose"] + rows["holdout"]) * (shallow.decode + shallow.whole * _FORWARD)
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
