@@ -3,32 +3,57 @@
     python benchmarks/speed/inside.py draw FOLDER COUNT
     python benchmarks/speed/inside.py extract IMAGES ENGINE VIEWS [DEVICE]
     python benchmarks/speed/inside.py answer MODEL IMAGES [ENGINE]
+    python benchmarks/speed/inside.py profile VERB WORDS...
 
-Each prints one JSON object. Rates are pictures a second: of the whole (``rate``), of decoding and
-engine together without the time that loading it, hashing and keeping take (``pipeline``), and of
-these two alone on all cores: the ``engine`` on pictures that are decoded already, and ``decode``.
+Each prints one JSON object; ``profile`` the seconds of each part of a training. Rates are pictures
+a second: of the whole (``rate``), of decoding and engine together without the time that loading it,
+hashing and keeping take (``pipeline``), and of these two alone on all cores: the ``engine`` on
+pictures that are decoded already, and ``decode``.
 This is the one file here that calls polytag's functions; the rest calls its verbs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:  # what takes time to import is imported where it is used: it is profiled too
+    import numpy as np
 
-from polytag.pipeline import stream
-from polytag.preprocess import PreprocessSpec, picture
+    from polytag.preprocess import PreprocessSpec
 
 _LEAST = 1.5  # seconds that a rate is measured for, at least
 _BATCH = 32
+
+
+# Parts of a training, and the function that does each: the innermost on the stack counts.
+_PARTS = {
+    ("polytag.frozen", "freeze_backbone"): "network to ONNX",
+    ("polytag.features", "make_extractor"): "trial of engines",
+    ("polytag.features", "rows_with_features"): "features",
+    ("polytag.learnability", "judge_learnability"): "verdicts",
+    ("polytag.probe", "train"): "probe",
+    ("polytag.finetune", "_start_from_probe"): "probe",
+    ("polytag.trunk", "_prepare"): "frozen layers",
+    ("polytag.rounds", "train"): "training",
+    ("polytag.decide", "calibrate"): "calibration and thresholds",
+    ("polytag.decide", "decide"): "calibration and thresholds",
+    ("polytag.decide", "judge"): "intervals",
+    ("polytag.artefacts", "write_run"): "run folder",
+}
+_EVERY = 0.004  # seconds between two looks at the stack
 
 
 def draw(folder: str, count: str) -> dict[str, Any]:
@@ -69,6 +94,39 @@ def answer(model: str, images: str, engine: str = "onnxruntime") -> dict[str, An
     return {"rate": rate, "pipeline": rate, **halves}
 
 
+def profile(*words: str) -> dict[str, float]:
+    """Say where the time of a verb goes, by looking at its stack again and again."""
+    thread, spent, done = threading.get_ident(), Counter[str](), threading.Event()
+
+    def look() -> None:
+        last = time.perf_counter()
+        while not done.wait(_EVERY):
+            part, now = _part(sys._current_frames()[thread]), time.perf_counter()
+            spent[part] += now - last  # a call that lets no other thread in is counted whole
+            last = now
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    with contextlib.redirect_stdout(io.StringIO()):
+        from polytag.cli import main
+
+        sys.argv = ["polytag", *words]
+        main()
+    done.set()
+    looking.join()
+    return {part: round(seconds, 2) for part, seconds in spent.most_common()}
+
+
+def _part(frame: FrameType | None) -> str:
+    found = ""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return "imports"
+        place = (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
+        found, frame = found or _PARTS.get(place, ""), frame.f_back
+    return found or "else"
+
+
 def _frozen(engine: str, flip: bool) -> tuple[Any, Any]:
     """Return the default recipe's network, and the recipe's features with this engine."""
     from polytag.config import load_recipe
@@ -84,6 +142,10 @@ def _halves(
     paths: Sequence[Path], spec: PreprocessSpec, run: Callable[[np.ndarray], Any]
 ) -> dict[str, float]:
     """Measure the engine alone and decoding alone, each on all cores."""
+    import numpy as np
+
+    from polytag.pipeline import stream
+    from polytag.preprocess import picture
 
     def load(path: Path) -> np.ndarray:
         return picture(path, spec)
@@ -109,4 +171,5 @@ def _rate(counts: Any) -> float:
 
 if __name__ == "__main__":
     verb, *words = sys.argv[1:]
-    print(json.dumps({"draw": draw, "extract": extract, "answer": answer}[verb](*words)))
+    verbs = {"draw": draw, "extract": extract, "answer": answer, "profile": profile}
+    print(json.dumps(verbs[verb](*words)))

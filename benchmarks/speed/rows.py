@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,11 @@ def train_cold(bench: Bench, device: str = "cpu") -> list[Result]:
 
     def ours(pair: int) -> float:
         cache, runs = bench.fresh("cold-cache"), bench.fresh("cold-runs")
-        words = (data.labels, "--images", data.images, "--runs", runs, "--device", device)
-        return bench.polytag("train", *words, cache=cache).seconds
+        return bench.polytag(*words(runs), cache=cache).seconds
+
+    def words(runs: Path) -> list[object]:
+        told = ["train", data.labels, "--images", data.images, "--runs", runs]
+        return [*told, "--device", device]
 
     sides = {
         name: partial(_plain_training, bench, data, backbone, device)
@@ -36,9 +39,10 @@ def train_cold(bench: Bench, device: str = "cpu") -> list[Result]:
     }
     found = turns(bench.scale.pairs, {"ours": ours, **sides})
     results = []
+    spent = _profiled(bench, words(bench.fresh("cold-runs")), bench.fresh("cold-cache"))
     for name in sides:
         seconds = [each for each, _ in found[name]]
-        about = _about_plain(bench, [ran for _, ran in found[name]])
+        about = _about_plain(bench, [ran for _, ran in found[name]]) + "; " + spent
         needs = (">= 30", ">= 60") if name == "B0" and device == "cpu" else ("", "")
         result = _ratio("train-cold", f"plain, {name}", found["ours"], seconds, *needs)
         results.append(replace(result, note=about, data=data.name))
@@ -57,6 +61,7 @@ def train_warm(bench: Bench) -> list[Result]:
     again = max(3, bench.scale.pairs)
     seconds = [run(["-m", *words, runs], bench.cache).seconds for _ in range(again)]
     note = f"it loads {' and '.join(heavy)}" if heavy else "neither torch nor timm is loaded"
+    note += "; " + _profiled(bench, (*words[1:], runs), bench.cache)
     return [
         Result(
             *("train-warm", "", seconds, "s", "<= 6", "<= 3"),
@@ -187,12 +192,16 @@ def finetune_to_ap(bench: Bench, device: str = "cpu") -> list[Result]:
     """
     data = bench.shortened(bench.data("clothing-attributes"), bench.scale.tuned)
     mine, plain, reached, asked, notes = [], [], [], [], []
+
+    def words(runs: Path, seed: int) -> list[object]:
+        told: list[object] = ["train", data.labels, "--images", data.images]
+        told += ["--recipe", "finetune", "--device", device, "--seed", seed]
+        told += ["--runs", runs, "--name", "tuned"]
+        return told + [word for setting in bench.settings for word in ("--set", setting)]
+
     for pair in range(bench.scale.pairs):
         runs, cache = bench.fresh("tuned-runs"), bench.fresh("cold-cache")
-        words: list[object] = [data.labels, "--images", data.images, "--recipe", "finetune"]
-        words += ["--runs", runs, "--name", "tuned", "--seed", pair, "--device", device]
-        words += [word for setting in bench.settings for word in ("--set", setting)]
-        mine.append(bench.polytag("train", *words, cache=cache).seconds)
+        mine.append(bench.polytag(*words(runs, pair), cache=cache).seconds)
         metrics = json.loads((runs / "tuned" / "metrics.json").read_text(encoding="utf-8"))
         reached.append(float(metrics["macro"]["ap"]["value"]))
         split = ("--split", runs / "tuned" / "splits.csv", "--seed", pair)
@@ -211,6 +220,8 @@ def finetune_to_ap(bench: Bench, device: str = "cpu") -> list[Result]:
         pairs = [f"{a:.3f} for {b:.3f}" for a, b in zip(reached, asked, strict=True)]
         notes = [f"macro AP on the same held-out part, ours for theirs: {', '.join(pairs)}"]
         notes += [f"ours with {setting}" for setting in bench.settings]
+        again = words(bench.fresh("tuned-runs"), 0), bench.fresh("cold-cache")
+        notes.append(_profiled(bench, *again))
     holds = all(a >= b for a, b in zip(reached, asked, strict=False))
     return [replace(result, holds=holds, note="; ".join(notes), data=data.name)]
 
@@ -324,6 +335,13 @@ def _share(what: str, found: list[dict[str, float]]) -> Result:
     against = f"the bound; ours is {what}"
     asked = ("", ">= 0.85", ">= 0.95")
     return Result("pipeline-share", against, values, *asked, rates, bounds, "/s", note=note)
+
+
+def _profiled(bench: Bench, words: Sequence[object], cache: Path) -> str:
+    """Say where the seconds of one more run of ours go."""
+    parts = bench.inside("profile", *words, cache=cache)
+    told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items() if seconds > 0.05)
+    return f"ours, seconds: {told}"
 
 
 def _answered(bench: Bench, model: Path, folder: Path, _: int) -> Any:
