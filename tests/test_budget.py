@@ -20,6 +20,7 @@ from polytag.features import make_extractor
 from polytag.frozen import FrozenBackbone, freeze_backbone
 from polytag.runs import Run
 from polytag.table import LabelTable
+from polytag.trunk.trial import Costs
 
 from .conftest import TINY, Answer, World
 
@@ -145,9 +146,27 @@ def test_time_is_kept_for_the_predictions_at_the_end(plan, machine):
     before = plan("5m")
     machine.answers = 30.0
     made = plan("5m")
-    assert made.seconds["numbers"] == pytest.approx(before.seconds["numbers"] + 30)
+    assert made.seconds["predictions"] == 30
     assert made.deadline == pytest.approx(before.deadline - 30 / 0.9)
     assert sum(epochs(made.recipe)) < sum(epochs(before.recipe))
+
+
+def test_folds_cost_a_training_each_and_one_more_with_nothing_held_out(
+    frozen, world: World, monkeypatch
+):
+    costs = Costs(decode=0.0, whole=1.0, trunk=math.inf, upper=math.inf, forward=0.5)
+    monkeypatch.setattr("polytag.trunk.trial.measured", lambda *_: costs)
+    changes = {"split.holdout": "folds", "split.folds": 4, "split.choose": 0.1, "device": "cpu"}
+    recipe = load_recipe("finetune", TINY | changes | {"stages.*.epochs": 1})
+    table = LabelTable(
+        tuple(f"{i}.png" for i in range(100)), ("a",), np.zeros((100, 1), np.float32)
+    )
+    paths = sorted(world.images.iterdir())[:2]
+    cost, answers = budget._cost_of_training(recipe, frozen, table, paths, 1.0)
+    assert answers == 10 * 0.5
+    # 68 trained on, 8 to choose by, 25 held out; then 90 and 10.
+    fold = 2 * (68 + 8 * 0.5) + (8 + 25) * 0.5
+    assert cost(recipe.stages) == pytest.approx(4 * fold + 2 * (90 + 10 * 0.5))
 
 
 def test_a_probe_goes_without_mirrored_pictures_then_without_some(plan, machine):

@@ -431,7 +431,7 @@ def test_auto_is_on_for_a_cpu_and_measured_elsewhere(pictures, monkeypatch):
     assert settled(tiny_recipe(), model, pictures) == "off"
     # The processor in the GPU's place, with times that speak for one of the two.
     elsewhere = recipe.model_copy(update={"device": "cpu:0"})
-    slow, quick = Costs(1e-2, 1e-3, 1e-3, 1e-3), Costs(1e-9, 1e-3, 1e-3, 1e-3)
+    slow, quick = (Costs(decode, 1e-3, 1e-3, 1e-3, 1e-3) for decode in (1e-2, 1e-9))
     for costs, expected in ((slow, "on"), (quick, "off")):
         monkeypatch.setattr(module, "measured", lambda *_, found=costs: found)
         assert settled(elsewhere, model, pictures) == expected
@@ -451,16 +451,19 @@ def test_measuring_leaves_the_weights(pictures, depth):
 
 def test_seconds_count_views_once_and_epochs_each():
     recipe = tiny_recipe(KEPT | {"training.cache_views": 4})  # 2 epochs and 3
-    costs = {3: Costs(0.01, 1, 0.1, 0.2), 2: Costs(0.01, 1, 0.05, 0.5)}
+    costs = {3: Costs(0.01, 1, 0.1, 0.2, 0.4), 2: Costs(0.01, 1, 0.05, 0.5, 0.3)}
     rows = {"train": 100, "choose": 0, "holdout": 0}
     kept = seconds_of_training(recipe, costs, [3, 2], rows)
     assert kept == pytest.approx(100 * (2 * 0.2 + 3 * 0.5) + 100 * 4 * 0.11, abs=2.1)
     anew = seconds_of_training(tiny_recipe(KEPT | {"training.cache": "off"}), costs, [3, 2], rows)
     assert anew == pytest.approx(100 * 5 * 1.01)
+    off = tiny_recipe(KEPT | {"training.cache": "off"})
+    judged = seconds_of_training(off, costs, [3, 2], rows | {"choose": 30})
+    assert judged == pytest.approx(anew + 30 * (2 * 0.41 + 3 * 0.31))
     judged = seconds_of_training(recipe, costs, [3, 2], rows | {"choose": 30})
     assert judged == pytest.approx(kept + 30 * (2 * 0.2 + 3 * 0.5) / 3)
-    asked = seconds_of_answers(costs, [3, 2], rows | {"choose": 30, "holdout": 20})
-    assert asked == pytest.approx(50 * (0.01 + 1 / 3))
+    asked = seconds_of_answers(costs, rows | {"choose": 30, "holdout": 20})
+    assert asked == pytest.approx(50 * (0.01 + 0.4))
 
 
 # -------------------------------------------------------------------------------- the loop

@@ -38,9 +38,11 @@ _LEAST = 1.5  # seconds that a rate is measured for, at least
 _BATCH = 32
 
 
-# Parts of a training, and the function that does each: the innermost on the stack counts.
+# Parts of a training, and the function that does each: the innermost on the stack counts. What is
+# imported is told apart, wherever that happens.
 _PARTS = {
-    ("polytag.frozen", "freeze_backbone"): "network to ONNX",
+    ("polytag.frozen", "freeze_backbone"): "network",
+    ("polytag.conversion", "to_onnx"): "network to ONNX",
     ("polytag.features", "make_extractor"): "trial of engines",
     ("polytag.features", "rows_with_features"): "features",
     ("polytag.learnability", "judge_learnability"): "verdicts",
@@ -107,13 +109,15 @@ def profile(*words: str) -> dict[str, float]:
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
-    with contextlib.redirect_stdout(io.StringIO()):
-        from polytag.cli import main
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            from polytag.cli import main
 
-        sys.argv = ["polytag", *words]
-        main()
-    done.set()
-    looking.join()
+            sys.argv = ["polytag", *words]
+            main()
+    finally:
+        done.set()
+        looking.join()
     return {part: round(seconds, 2) for part, seconds in spent.most_common()}
 
 

@@ -338,10 +338,13 @@ def _share(what: str, found: list[dict[str, float]]) -> Result:
 
 
 def _profiled(bench: Bench, words: Sequence[object], cache: Path) -> str:
-    """Say where the seconds of one more run of ours go."""
-    parts = bench.inside("profile", *words, cache=cache)
+    """Say where the seconds of one more run of ours go, start and end of the process left out."""
+    try:
+        parts = bench.inside("profile", *words, cache=cache)
+    except RuntimeError as error:
+        return f"not profiled: {error}"
     told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items() if seconds > 0.05)
-    return f"ours, seconds: {told}"
+    return f"one more run of ours, profiled, {sum(parts.values()):.1f} s: {told}"
 
 
 def _answered(bench: Bench, model: Path, folder: Path, _: int) -> Any:

@@ -1,8 +1,9 @@
 """A plan that fits a time budget: measure the machine, choose what to train, and say so.
 
-What takes long is measured on a few of the user's own pictures. What the numbers at the end take
-(tests, probe, intervals, report) follows from the size of the table and from how fast this machine
-multiplies. The plan may err; fine-tuning ends at a deadline, what comes after it is estimated only.
+What takes long is measured on a few of the user's own pictures. What the tests, the probe and the
+numbers at the end take (intervals, report, model file) follows from the size of the table and from
+how fast this machine multiplies. The plan may err; fine-tuning ends at a deadline, what comes after
+it is estimated only.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ log = logging.getLogger("polytag")
 _PROBE = (1.0, 0.62)
 _CLOSING = (3.0, 0.17)
 _PRODUCT = 0.022
-_EXPORT = 3.0  # of a trained network to ONNX
+_EXPORT = 3.0  # of the embedded network, trained, to ONNX
 # Of the recipe's epochs. The ends are bounds of judgement: longer runs overfit kept views (the
 # choosing rows' loss rises from the third epoch), shorter ones hardly move the probe.
 _SCALES = (2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.35, 0.25)
@@ -161,10 +162,10 @@ def make_plan(
     if recipe.method == "finetune":
         view = each / (1 + recipe.features.flip)
         cost, answers = _cost_of_training(recipe, frozen, table, sample, view)
-        longer = known | {"numbers": numbers + answers + slow * _EXPORT}
+        longer = known | {"predictions": answers, "numbers": numbers + slow * _EXPORT}
         left = _SLACK * (end - time.monotonic()) - sum(longer.values())
         if chosen := _tuned(recipe, cost, left):
-            deadline = end - longer["numbers"] / _SLACK
+            deadline = end - (answers + longer["numbers"]) / _SLACK
             plan = Plan(chosen[0], len(table), longer | {"training": chosen[1]}, budget, deadline)
         else:
             log.info("fine-tuning does not fit %s: the probe is trained", spoken(budget))
@@ -268,21 +269,21 @@ def _cost_of_training(
     # The engine that extracts features, of a whole network in ``view`` seconds, computes frozen
     # layers too; what was measured is torch.
     costs = {d: replace(each, trunk=min(each.trunk, view)) for d, each in costs.items()}
-    split, rounds, held = recipe.split, 1, recipe.split.holdout
-    if held == "folds":
-        held, rounds = 1 / split.folds, split.folds + 1
-    shares = {
-        "train": (1 - held) * (1 - split.choose),
-        "choose": (1 - held) * split.choose,
-        "holdout": held,
-    }
-    rows = {part: round(share * len(table)) for part, share in shares.items()}
-
-    answers = seconds_of_answers(costs, depths, rows)
+    split = recipe.split
+    folds, held = (split.folds, 0.0) if split.holdout == "folds" else (0, split.holdout)
+    last = _rows_of_parts(len(table), held, split.choose)  # in folds, with nothing held out
+    of_fold = _rows_of_parts(len(table), 1 / split.folds, split.choose)
+    answers = seconds_of_answers(costs, last)
 
     def cost(stages: Sequence[StageConfig]) -> float:
         tried = recipe.model_copy(update={"stages": stages})
-        training = seconds_of_training(tried, costs, depths, rows)
-        return rounds * training + (rounds - 1) * answers
+        each = seconds_of_training(tried, costs, depths, of_fold)
+        each += seconds_of_answers(costs, of_fold)
+        return folds * each + seconds_of_training(tried, costs, depths, last)
 
     return cost, answers
+
+
+def _rows_of_parts(count: int, held: float, choose: float) -> dict[str, int]:
+    shares = {"train": (1 - held) * (1 - choose), "choose": (1 - held) * choose, "holdout": held}
+    return {part: round(share * count) for part, share in shares.items()}

@@ -3,8 +3,7 @@
 A head maps features (B, D) to logits (B, K); one with ``takes_tokens`` maps tokens (B, T, D), the
 backbone's last layer at each of its T positions. Layers start as torch's defaults have it: weights
 and biases uniform in +-1 / sqrt(inputs). All that is drawn comes from torch's generator, so
-``torch.manual_seed`` decides it. All heads can be exported with ``torch.onnx.export(dynamo=True)``
-and a dynamic B.
+``torch.manual_seed`` decides it. All heads can be exported to ONNX with a dynamic B.
 """
 
 from __future__ import annotations

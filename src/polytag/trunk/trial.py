@@ -22,8 +22,8 @@ from polytag.trainable import freeze, set_modes
 from polytag.trunk.lean import fast_form
 from polytag.trunk.split import split_at
 
-_FORWARD = 1 / 3  # of a training step, that is
-_EXPORT = 2.0  # seconds
+_FORWARD = 1 / 3  # of a training step of what is trained wholly, that is
+_EXPORT = 2.0  # seconds, of the embedded backbone's frozen layers to ONNX
 _REPEATS = 5  # of which the fastest counts: another program only ever slows one down
 
 
@@ -36,19 +36,21 @@ class Costs:
         whole: A training step of the whole network.
         trunk: The frozen layers' output.
         upper: A training step of what stands above them.
+        forward: The whole network's answer.
     """
 
     decode: float
     whole: float
     trunk: float
     upper: float
+    forward: float
 
     def told(self) -> str:
         """Return them in milliseconds.
 
         Example:
-            >>> Costs(2e-3, 1e-3, 2e-4, 5e-4).told()
-            'decode 2.00, whole 1.00, trunk 0.20, upper 0.50'
+            >>> Costs(2e-3, 1e-3, 2e-4, 5e-4, 4e-4).told()
+            'decode 2.00, whole 1.00, trunk 0.20, upper 0.50, forward 0.40'
         """
         return ", ".join(f"{name} {1000 * value:.2f}" for name, value in vars(self).items())
 
@@ -56,9 +58,9 @@ class Costs:
         """Say whether keeping views takes less time; decoding runs beside the computing.
 
         Example:
-            >>> Costs(decode=2e-3, whole=1e-3, trunk=2e-4, upper=5e-4).pays(epochs=10, views=4)
+            >>> Costs(2e-3, 1e-3, trunk=2e-4, upper=5e-4, forward=4e-4).pays(epochs=10, views=4)
             True
-            >>> Costs(decode=1e-5, whole=1e-3, trunk=5e-4, upper=9e-4).pays(epochs=4, views=4)
+            >>> Costs(1e-5, 1e-3, trunk=5e-4, upper=9e-4, forward=4e-4).pays(epochs=4, views=4)
             False
         """
         views = min(views, epochs)
@@ -99,15 +101,17 @@ def measured(model: Classifier, recipe: Recipe, pictures: Pictures, depth: int) 
 
     set_modes(model, freeze_norm=True)  # so that no statistic moves
     whole = timed(lambda: step(model, images))
+    with torch.no_grad():
+        forward = timed(lambda: model(images))
     split = split_at(model, depth)
     if split is None:
-        return Costs(decoding, whole, math.inf, math.inf)
+        return Costs(decoding, whole, math.inf, math.inf, forward)
     trunk, upper = split.trunk, fast_form(split, model, recipe.training)
     set_modes(upper, freeze_norm=True)
     with torch.no_grad():
         seen = trunk(images)
         below = timed(lambda: trunk(images))
-    return Costs(decoding, whole, below, timed(lambda: step(upper, *seen)))
+    return Costs(decoding, whole, below, timed(lambda: step(upper, *seen)), forward)
 
 
 def seconds_of_training(
@@ -126,15 +130,15 @@ def seconds_of_training(
     Example:
         >>> recipe = Recipe(method="finetune").replace({"stages.0.epochs": 5})
         >>> rows = {"train": 100, "choose": 10}
-        >>> round(seconds_of_training(recipe, {-1: Costs(0.0, 0.1, 0, 0)}, [-1], rows), 2)
-        51.67
+        >>> round(seconds_of_training(recipe, {-1: Costs(0.0, 0.1, 0, 0, 0.04)}, [-1], rows), 2)
+        52.0
     """
     training, kept = 0.0, set()
     for stage, depth in zip(recipe.stages, depths, strict=True):
         each = costs[depth]
         reused = recipe.training.cache != "off" and math.isfinite(each.upper)
         step = each.upper if reused else each.decode + each.whole
-        judged = (each.upper if reused else each.decode + each.whole) * _FORWARD
+        judged = each.upper * _FORWARD if reused else each.decode + each.forward
         training += stage.epochs * (rows["train"] * step + rows["choose"] * judged)
         if reused:
             kept.add(depth)
@@ -147,23 +151,20 @@ def seconds_of_training(
     return training
 
 
-def seconds_of_answers(
-    costs: Mapping[int, Costs], depths: Sequence[int], rows: Mapping[str, int]
-) -> float:
+def seconds_of_answers(costs: Mapping[int, Costs], rows: Mapping[str, int]) -> float:
     """Return about how long a trained network takes for the rows that it is judged by.
 
     Args:
         costs: By depth.
-        depths: Down to which each stage is frozen.
         rows: How many are in each part: ``choose`` and ``holdout`` are looked at.
 
     Example:
-        >>> each = Costs(decode=0.01, whole=0.3, trunk=0, upper=0)
-        >>> round(seconds_of_answers({-1: each}, [-1], {"choose": 10, "holdout": 20}), 2)
+        >>> each = Costs(decode=0.01, whole=0.3, trunk=0, upper=0, forward=0.1)
+        >>> round(seconds_of_answers({-1: each}, {"choose": 10, "holdout": 20}), 2)
         3.3
     """
-    shallow = costs[min(depths)]  # where a step, of which this is a part, is the whole network's
-    return (rows["choose"] + rows["holdout"]) * (shallow.decode + shallow.whole * _FORWARD)
+    each = max(each.decode + each.forward for each in costs.values())
+    return (rows["choose"] + rows["holdout"]) * each
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
