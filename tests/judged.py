@@ -45,7 +45,7 @@ def no_drawings() -> Iterator[None]:
 
 @contextmanager
 def no_export() -> Iterator[None]:
-    """Exporting takes most of a tiny fine-tuning's time: leave what a model says about itself."""
+    """Export no model: leave what it says about itself in the file's place."""
 
     def write(model: Classifier, info: ModelInfo, path: Path) -> None:
         path.write_text(info.to_json(), encoding="utf-8")

@@ -88,7 +88,7 @@ def expected(network: nn.Module, mean_std: Any, images: np.ndarray) -> np.ndarra
 
 @pytest.fixture
 def not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the model file empty: exporting takes most of an import's time."""
+    """Leave the model file empty, which saves most of an import's time."""
     monkeypatch.setattr(importing, "write_classifier", lambda model, info, path: path.touch())
 
 

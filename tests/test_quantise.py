@@ -15,8 +15,10 @@ import pytest
 from onnx import numpy_helper
 
 from polytag import quantise as quantising
-from polytag.config import load_recipe
+from polytag.backbone import load_backbone
+from polytag.config import BackboneConfig, FeaturesConfig, PreprocessConfig, load_recipe
 from polytag.errors import ModelError, UserError
+from polytag.graph import export_backbone
 from polytag.modelfile import INT8_KEY, KEY
 from polytag.modelfile import INT8_MODEL as NAME
 from polytag.parity import Change, find_pictures, refusals
@@ -119,6 +121,25 @@ def test_convolutions_are_in_8_bits_a_scale_a_channel_and_the_head_is_not(export
     (same,) = (n for n in before.node if n.name == "polytag.head")
     assert list(head.input) == list(same.input)
     assert (copy / NAME).stat().st_size < 0.5 * (copy / "model.onnx").stat().st_size
+
+
+def test_a_network_that_pads_as_tensorflow_does_is_quantised_too(tmp_path):
+    """A padding that stood before the first convolution once kept the pixels from it."""
+    config = BackboneConfig(name="tf_mobilenetv3_small_minimal_100", weights="none")
+    normal = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # as the embedded network has it
+    features = FeaturesConfig(layers="last")
+    backbone = load_backbone(config, PreprocessConfig(size=32, **normal), features).eval()
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    export_backbone(backbone, whole)
+    noise = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    quantise(whole, iter([noise[:8], noise[8:]]), small)
+    expected, found = (
+        onnxruntime.InferenceSession(path).run(None, {"images": noise})[0]
+        for path in (whole, small)
+    )
+    assert 0 < np.abs(found - expected).mean() < 0.3 * expected.std()
+    kinds = {node.op_type for node in onnx.load(small).graph.node}
+    assert "DequantizeLinear" in kinds and not kinds & {"Sub", "Pad"}
 
 
 def test_its_answers_are_near_and_not_the_same(exported, copy, images):

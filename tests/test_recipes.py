@@ -435,7 +435,7 @@ def test_our_own_recipes_calibrate_and_choose_their_thresholds():
 
 # ------------------------------------------------------------------- on a small drawn world
 
-# Features, for what looks alike and for verdicts, are computed in torch: an export takes seconds.
+# Features, for what looks alike and for verdicts, are computed in torch, which saves an export.
 TINY_RESNET = TINY | {"features.engine": "torch"}
 TINY_EFFICIENTNET = TINY_RESNET | {"backbone.name": "test_efficientnet"}
 ONE_EPOCH = {"stages.*.epochs": 1}

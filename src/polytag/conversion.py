@@ -85,7 +85,7 @@ def to_onnx(module: nn.Module, side: int, outputs: list[str]) -> onnx.ModelProto
 
 def _traced(module: nn.Module, side: int, outputs: list[str]) -> onnx.ModelProto:
     import torch
-    from onnxscript import optimizer
+    from onnxscript import ir, optimizer
 
     example = torch.zeros(_EXPORTED_WITH, side, side, 3, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as place, torch.no_grad(), _padding_by_numbers():
@@ -100,8 +100,12 @@ def _traced(module: nn.Module, side: int, outputs: list[str]) -> onnx.ModelProto
             output_names=outputs,
             dynamic_axes={name: {0: "batch"} for name in ("images", *outputs)},
         )
-        # Constants become tensors by name and every tensor has its shape: quantising asks for that.
-        return optimizer.optimize(onnx.load(path))
+        graph = ir.load(path)
+    # Every tensor gets its shape, constants become tensors by name, and a padding a part of its
+    # convolution: quantising asks for that. (Paddings are built of ConstantOfShape.)
+    optimizer.optimize_ir(graph, should_fold=lambda node: node.op_type == "ConstantOfShape" or None)
+    model: onnx.ModelProto = ir.to_proto(graph)
+    return model
 
 
 @contextmanager
