@@ -80,7 +80,8 @@ class Result:
             "other": short(median(self.other)) if self.other else "",
         }
         same = ("row", "against", "data", "unit", "of", "need", "aim", "verdict", "note")
-        return {**stamp, **cells, **{name: getattr(self, name) for name in same}}
+        told = {name: " ".join(str(getattr(self, name)).split()) for name in same}
+        return {**stamp, **cells, **told}
 
     def lines(self) -> str:
         """Return the row as it is printed, `WIDTH` columns wide."""
