@@ -182,6 +182,13 @@ class Bench:
                 self.made[key] = ""
         return option in self.made[key]
 
+    def has_gpu(self) -> bool:
+        """Say whether torch finds one."""
+        if "gpu" not in self.made:
+            asked = run(["-c", "import torch; print(torch.cuda.is_available())"], self.cache)
+            self.made["gpu"] = "True" in asked.out
+        return bool(self.made["gpu"])
+
     def lacks(self, engine: str) -> str:
         """Return why predicting with an engine cannot be measured; empty: it can."""
         if engine == "openvino" and version("openvino") == "-":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench import BACKBONES, EPOCHS, Bench, Data
@@ -58,8 +59,7 @@ def train_warm(bench: Bench) -> list[Result]:
     run(["-m", *words, runs], bench.cache)
     told = run(["-X", "importtime", "-m", *words, runs], bench.cache).err
     heavy = [name for name in ("torch", "timm") if re.search(rf"\|\s+{name}$", told, re.M)]
-    again = max(3, bench.scale.pairs)
-    seconds = [run(["-m", *words, runs], bench.cache).seconds for _ in range(again)]
+    seconds = [run(["-m", *words, runs], bench.cache).seconds for _ in range(bench.scale.pairs)]
     note = f"it loads {' and '.join(heavy)}" if heavy else "neither torch nor timm is loaded"
     note += "; " + _profiled(bench, (*words[1:], runs), bench.cache)
     return [
@@ -104,7 +104,8 @@ def extract(bench: Bench, device: str = "cpu") -> list[Result]:
             result = _ratio(f"extract-{engine}", against, rates, found[name])
             need, aim = bounds[engine] if asked else ("", "")
             values = [1 / value for value in result.values]  # of rates, not of seconds
-            results.append(replace(result, values=values, need=need, aim=aim, of="/s"))
+            note = _parts_of_a_picture(found[engine, views])
+            results.append(replace(result, values=values, need=need, aim=aim, of="/s", note=note))
         results.append(_share(f"extraction, {engine}, views: {views}", found[engine, views]))
     missing = "" if device != "cpu" or "openvino" in engines else bench.lacks("openvino")
     if missing:
@@ -295,8 +296,7 @@ def int8(bench: Bench) -> list[Result]:
 
 def on_a_gpu(name: str, row: Callable[..., list[Result]], bench: Bench) -> list[Result]:
     """Measure a row on a GPU, where there is one."""
-    asked = run(["-c", "import torch; print(torch.cuda.is_available())"], bench.cache)
-    if "True" not in asked.out:
+    if not bench.has_gpu():
         return [Result(f"gpu-{name}", "", note="not measured: no GPU")]
     return [replace(result, row=f"gpu-{result.row}") for result in row(bench, device="cuda")]
 
@@ -343,6 +343,18 @@ def _share(what: str, found: list[dict[str, float]]) -> Result:
     against = f"the bound; ours is {what}"
     asked = ("", ">= 0.85", ">= 0.95")
     return Result("pipeline-share", against, values, *asked, rates, bounds, "/s", note=note)
+
+
+def _parts_of_a_picture(found: list[dict[str, float]]) -> str:
+    """Say what a picture's milliseconds go into."""
+    engine, decode, pipeline, whole = (
+        median(1e3 / one[name] for one in found)
+        for name in ("engine", "decode", "pipeline", "rate")
+    )
+    return (
+        f"ms a picture {whole:.2f}: engine {engine:.2f}, decoding {decode:.2f}, lost between them "
+        f"{pipeline - engine - decode:.2f}, loading, hashing, looks, keeping {whole - pipeline:.2f}"
+    )
 
 
 def _profiled(bench: Bench, words: Sequence[object], cache: Path) -> str:
