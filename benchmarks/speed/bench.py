@@ -42,7 +42,7 @@ class Scale:
 
 
 FULL = Scale(3, None, None, 972, 972, 1000, 1000, (1000, 20000))
-QUICK = Scale(1, 2, 60, 64, 512, 300, 40, (100, 1000))
+QUICK = Scale(1, 2, 50, 64, 256, 300, 40, (100, 1000))
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,7 @@ def train_warm(bench: Bench) -> list[Result]:
     data = bench.data("dresses")
     words = ("polytag", "train", data.labels, "--images", data.images, "--runs")
     runs = bench.fresh("warm-runs")
-    # This fills the cache; the next one says what a warm start loads.
-    run(["-m", *words, runs], bench.cache)
+    bench.trained(data)  # fills the cache; the next one says what a warm start loads
     told = run(["-X", "importtime", "-m", *words, runs], bench.cache).err
     heavy = [name for name in ("torch", "timm") if re.search(rf"\|\s+{name}$", told, re.M)]
     seconds = [run(["-m", *words, runs], bench.cache).seconds for _ in range(bench.scale.pairs)]
@@ -79,7 +78,8 @@ def extract(bench: Bench, device: str = "cpu") -> list[Result]:
     folder = bench.pictures(data, bench.scale.extract)
     engines = [name for name in ENGINES if not bench.lacks(name) or name == "onnxruntime"]
     ways = [(engine, views) for engine in engines for views in (1, 2)]
-    if bench.scale.steps:  # a quick run
+    quick = bench.scale.steps is not None
+    if quick:
         ways = [way for way in ways if way[1] == 1]
     if device != "cpu":
         ways = [("torch", 1), ("torch", 2)]
@@ -99,7 +99,8 @@ def extract(bench: Bench, device: str = "cpu") -> list[Result]:
         rates = [one["rate"] for one in found[engine, views]]
         for name in _backbones(bench):
             bounds = {"onnxruntime": (">= 5", ">= 6"), "openvino": (">= 8", ">= 10")}
-            asked = name == "B0" and views == 1 and engine in bounds
+            # A quick run's few pictures would pay for the loading of the engine.
+            asked = name == "B0" and (views, quick) == (1, False) and engine in bounds
             against = f"plain forward pass, {name}; ours with {views} a picture"
             result = _ratio(f"extract-{engine}", against, rates, found[name])
             need, aim = bounds[engine] if asked else ("", "")
@@ -168,7 +169,7 @@ def predict_one(bench: Bench) -> list[Result]:
         words = (bench.plain_model(data, backbone), picture, "--backbone", backbone)
         sides[name] = lambda _, words=words: bench.plain("predict", *words)
     bench.polytag("predict", model, picture)  # files are in the system's memory from now on
-    found = turns(bench.scale.pairs + 2, sides)
+    found = turns(bench.scale.pairs + 2 if bench.scale.pairs > 1 else 1, sides)
     mine = [ran.seconds for ran in found["ours"]]
     results = [
         _ratio(
