@@ -40,6 +40,11 @@ class Scale:
     plain_predict: int
     flat: tuple[int, int]
 
+    @property
+    def quick(self) -> bool:
+        """Whether less is measured, and multiplied."""
+        return self.steps is not None
+
 
 FULL = Scale(3, None, None, 972, 972, 1000, 1000, (1000, 20000))
 QUICK = Scale(1, 2, 50, 64, 256, 300, 40, (100, 1000))

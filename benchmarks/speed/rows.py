@@ -78,7 +78,7 @@ def extract(bench: Bench, device: str = "cpu") -> list[Result]:
     folder = bench.pictures(data, bench.scale.extract)
     engines = [name for name in ENGINES if not bench.lacks(name) or name == "onnxruntime"]
     ways = [(engine, views) for engine in engines for views in (1, 2)]
-    quick = bench.scale.steps is not None
+    quick = bench.scale.quick
     if quick:
         ways = [way for way in ways if way[1] == 1]
     if device != "cpu":
@@ -209,7 +209,7 @@ def finetune_to_ap(bench: Bench, device: str = "cpu") -> list[Result]:
         metrics = json.loads((runs / "tuned" / "metrics.json").read_text(encoding="utf-8"))
         reached.append(float(metrics["macro"]["ap"]["value"]))
         split = ("--split", runs / "tuned" / "splits.csv", "--seed", pair)
-        if bench.scale.steps:
+        if bench.scale.quick:
             seconds, ran = _plain_training(bench, data, "embedded", device, pair, split)
             notes = [_about_plain(bench, [ran]), "the AP is not compared"]
         else:
@@ -264,7 +264,7 @@ def flat(bench: Bench) -> list[Result]:
 
 def int8(bench: Bench) -> list[Result]:
     """INT8 against fp32 on the same engine, and the macro AP of both on rows not trained on."""
-    quick = bench.scale.steps is not None
+    quick = bench.scale.quick
     data = bench.data("dresses" if quick else "clothing-attributes")
     train, test = (data, data) if quick else _parted(bench, data)
     model = bench.trained(train)
@@ -319,7 +319,7 @@ ROWS: dict[str, Callable[[Bench], list[Result]]] = {
 
 def _backbones(bench: Bench) -> dict[str, str]:
     """Return the plain path's networks; a quick run has time for one."""
-    return {"B0": BACKBONES["B0"]} if bench.scale.steps else BACKBONES
+    return {"B0": BACKBONES["B0"]} if bench.scale.quick else BACKBONES
 
 
 def _ratio(
@@ -360,7 +360,7 @@ def _parts_of_a_picture(found: list[dict[str, float]]) -> str:
 
 def _profiled(bench: Bench, words: Sequence[object], cache: Path) -> str:
     """Say where the seconds of one more run of ours go, start and end of the process left out."""
-    if bench.scale.steps:
+    if bench.scale.quick:
         return "not profiled"
     try:
         parts = bench.inside("profile", *words, cache=cache)
@@ -417,7 +417,7 @@ def _multiplied(ran: Ran) -> float:
 
 def _about_plain(bench: Bench, runs: list[Ran]) -> str:
     """Say how the plain path's time was found, and by how much its multiplication errs."""
-    if bench.scale.steps:
+    if bench.scale.quick:
         return f"the plain path's 20 epochs: {bench.scale.steps} steps of each stage, multiplied"
     off = _multiplied(runs[0]) / runs[0].seconds - 1
     times = f"; the first epoch of each stage, multiplied, is {off:+.1%} off"

@@ -28,8 +28,7 @@ def export_backbone(backbone: Backbone, path: Path) -> None:
 
     One file, no external data.
     """
-    with written_aside(path) as aside:
-        onnx.save(to_onnx(backbone, backbone.spec.size, ["embedding"]), str(aside))
+    export_module(backbone, backbone.spec.size, ["embedding"], path)
 
 
 def export_module(module: nn.Module, side: int, outputs: list[str], path: Path) -> None:
