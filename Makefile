@@ -17,7 +17,7 @@ test: .venv/dev  ## lint, types and all tests
 docs: .venv/dev  ## write docs/cli.md anew
 	$(BIN)/python tests/test_docs.py
 
-bench: .venv/dev  ## polytag against a plain script; make bench BENCH=--quick takes 3 minutes
+bench: .venv/dev  ## polytag against a plain script; make bench BENCH=--quick takes under 3 minutes
 	$(BIN)/python benchmarks/speed $(BENCH)
 
 clean:

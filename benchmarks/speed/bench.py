@@ -25,7 +25,6 @@ class Scale:
     Attributes:
         pairs: Of ours and the plain path.
         steps: The plain path's steps in an epoch; None: all.
-        tuned: Rows of the table that is fine-tuned on; None: all.
         forward: Pictures of the plain path's forward pass; extract: of our extraction.
         predict: Files; plain_predict: of these the plain path's, multiplied.
         flat: Inputs that memory and time are compared at.
@@ -33,7 +32,6 @@ class Scale:
 
     pairs: int
     steps: int | None
-    tuned: int | None
     forward: int
     extract: int
     predict: int
@@ -46,8 +44,8 @@ class Scale:
         return self.steps is not None
 
 
-FULL = Scale(3, None, None, 972, 972, 1000, 1000, (1000, 20000))
-QUICK = Scale(1, 2, 50, 64, 256, 300, 40, (100, 1000))
+FULL = Scale(3, None, 972, 972, 1000, 1000, (1000, 20000))
+QUICK = Scale(1, 2, 64, 256, 300, 40, (100, 1000))
 
 
 @dataclass(frozen=True)
@@ -105,17 +103,6 @@ class Bench:
             shutil.rmtree(folder, ignore_errors=True)
             run([HERE / "inside.py", "draw", folder, DRAWN], self.cache)
         return folder
-
-    def shortened(self, data: Data, rows: int | None) -> Data:
-        """Return the same pictures under the first rows of their table."""
-        if rows is None:
-            return data
-        path = self.folder / f"first-{rows}-{data.labels.name}"
-        lines = data.labels.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text(
-            "".join(lines[: rows + data.labels.name.endswith(".csv")]), encoding="utf-8"
-        )
-        return Data(f"{data.name}, first {rows} rows", path, data.images)
 
     def pictures(self, data: Data, count: int) -> Path:
         """Return a folder of so many files: the data set's, repeated under other names."""
