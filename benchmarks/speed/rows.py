@@ -388,12 +388,11 @@ def _plain_training(
     backbone: str,
     device: str,
     pair: int,
-    more: tuple[object, ...] = (),
 ) -> tuple[float, Ran]:
     """Return the seconds of the plain path's 20 epochs; only the first pair takes them all."""
     steps = ("--steps", bench.scale.steps) if bench.scale.steps else ()
     epochs = (1, 1) if steps or pair else EPOCHS
-    ran = _plain_run(bench, data, backbone, device, epochs, (*more, *steps))
+    ran = _plain_run(bench, data, backbone, device, epochs, steps)
     return ran.seconds if epochs == EPOCHS else _multiplied(ran), ran
 
 
